@@ -3,6 +3,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`sync`] | the facade that every atomic goes through |
 //!
 //! No system call, no thread, no clock, no allocation unless asked for. The
 //! embedder brings memory, a [`Waker`](core::task::Waker), and the work.
@@ -29,3 +30,5 @@ compile_error!(
 
 #[cfg(target_pointer_width = "16")]
 compile_error!("uaio-core needs pointers of at least 32 bits");
+
+pub mod sync;

@@ -1,0 +1,73 @@
+//! The facade: every atomic, cell, fence and spin of the crate comes from here.
+//!
+//! One front, three backends. `native` is what ships. `loom` (`--cfg loom`)
+//! explores every interleaving and every legal stale read of a model; `shuttle`
+//! (`--cfg shuttle`) runs it under random schedules at scale. Nothing outside
+//! this folder names an atomic or a cell of `core`, `std` or a checker.
+//!
+//! # What differs between the backends
+//!
+//! | part | `native` | `loom` | `shuttle` |
+//! |---|---|---|---|
+//! | [`atomic`] | the target's, or `portable-atomic`'s | all orderings, stale loads; no load buffering; a weak CAS never fails spuriously; a failed CAS never reads stale | sequentially consistent, orderings ignored |
+//! | SeqCst *accesses* | as in C11 | AcqRel: nothing may rest on them | as in C11 |
+//! | [`fence`](atomic::fence) | the target's | SeqCst fences also add happens-before (stronger than C11) | no-op |
+//! | [`cell::UnsafeCell`] | unchecked, free | a conflicting or unordered access panics | an overlapping access panics; each access yields in its middle |
+//! | [`hint::spin_loop`] | a pause | a yield: another thread must run first | a yield |
+//! | [`Track`] | free | a value never dropped fails the model | as native |
+//! | [`thread::Parker`] | thread park and unpark | mutex and condvar | mutex and condvar |
+//! | constructors | `const` | not `const` (see `const_fn!`) | `const` |
+//! | shared pages | `repr(C)`, the layout of Linux's ring | the checker's atomics: larger, no layout | as loom |
+//!
+//! The native orderings are therefore held by loom, except for what its row
+//! says it cannot see; each such place is argued where it stands.
+
+#[cfg(all(loom, shuttle))]
+compile_error!("`--cfg loom` and `--cfg shuttle` exclude each other: choose one checker");
+
+#[cfg(not(any(loom, shuttle)))]
+mod native;
+#[cfg(not(any(loom, shuttle)))]
+use native as backend;
+
+#[cfg(loom)]
+mod loom;
+#[cfg(loom)]
+use loom as backend;
+
+#[cfg(shuttle)]
+mod shuttle;
+#[cfg(shuttle)]
+use shuttle as backend;
+
+pub use backend::{Track, atomic, cell, hint};
+
+#[cfg(any(feature = "std", loom, shuttle))]
+pub use backend::thread;
+
+/// Defines a function that is `const` wherever the backend's atomics can be
+/// made in a `const` context, which is everywhere but under loom.
+macro_rules! const_fn {
+    ($(#[$attr:meta])* $vis:vis const fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$attr])* $vis const fn $($rest)*
+        #[cfg(loom)]
+        $(#[$attr])* $vis fn $($rest)*
+    };
+}
+pub(crate) use const_fn;
+
+/// Keeps a value on cache lines of its own.
+///
+/// 128 bytes: x86 prefetches lines in pairs, and some Arm cores have lines of
+/// that size.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub(crate) T);
+
+impl<T> core::ops::Deref for Padded<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
