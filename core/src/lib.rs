@@ -31,4 +31,7 @@ compile_error!(
 #[cfg(target_pointer_width = "16")]
 compile_error!("uaio-core needs pointers of at least 32 bits");
 
+pub mod error;
 pub mod sync;
+
+pub use error::Errno;
