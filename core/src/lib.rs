@@ -3,6 +3,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`request`] | one word per request: who ends it, exactly once |
 //! | [`sync`] | the facade that every atomic goes through |
 //!
 //! No system call, no thread, no clock, no allocation unless asked for. The
@@ -32,6 +33,7 @@ compile_error!(
 compile_error!("uaio-core needs pointers of at least 32 bits");
 
 pub mod error;
+pub mod request;
 pub mod sync;
 
 pub use error::Errno;
