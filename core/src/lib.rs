@@ -4,6 +4,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`request`] | one word per request: who ends it, exactly once |
+//! | [`slots`] | where requests live; the reservation |
 //! | [`ring`] | the completion ring, in Linux's layout |
 //! | [`sync`] | the facade that every atomic goes through |
 //!
@@ -36,6 +37,7 @@ compile_error!("uaio-core needs pointers of at least 32 bits");
 pub mod error;
 pub mod request;
 pub mod ring;
+pub mod slots;
 pub mod sync;
 
 pub use error::Errno;
