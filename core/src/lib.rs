@@ -6,6 +6,7 @@
 //! | [`request`] | one word per request: who ends it, exactly once |
 //! | [`slots`] | where requests live; the reservation |
 //! | [`ring`] | the completion ring, in Linux's layout |
+//! | [`wait`] | wait queues: who sleeps until what |
 //! | [`sync`] | the facade that every atomic goes through |
 //!
 //! No system call, no thread, no clock, no allocation unless asked for. The
@@ -39,5 +40,6 @@ pub mod request;
 pub mod ring;
 pub mod slots;
 pub mod sync;
+pub mod wait;
 
 pub use error::Errno;
