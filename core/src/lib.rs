@@ -7,6 +7,7 @@
 //! | [`slots`] | where requests live; the reservation |
 //! | [`ring`] | the completion ring, in Linux's layout |
 //! | [`wait`] | wait queues: who sleeps until what |
+//! | [`life`] | how long a thing is used, and waiting for the last user |
 //! | [`sync`] | the facade that every atomic goes through |
 //!
 //! No system call, no thread, no clock, no allocation unless asked for. The
@@ -36,6 +37,7 @@ compile_error!(
 compile_error!("uaio-core needs pointers of at least 32 bits");
 
 pub mod error;
+pub mod life;
 pub mod request;
 pub mod ring;
 pub mod slots;
