@@ -8,6 +8,7 @@
 //! | [`ring`] | the completion ring, in Linux's layout |
 //! | [`wait`] | wait queues: who sleeps until what |
 //! | [`life`] | how long a thing is used, and waiting for the last user |
+//! | [`context`] | all of them together: reserve, submit, complete, reap, destroy |
 //! | [`sync`] | the facade that every atomic goes through |
 //!
 //! No system call, no thread, no clock, no allocation unless asked for. The
@@ -36,6 +37,7 @@ compile_error!(
 #[cfg(target_pointer_width = "16")]
 compile_error!("uaio-core needs pointers of at least 32 bits");
 
+pub mod context;
 pub mod error;
 pub mod life;
 pub mod request;
@@ -44,4 +46,29 @@ pub mod slots;
 pub mod sync;
 pub mod wait;
 
+pub use context::Context;
 pub use error::Errno;
+
+/// Who may be used from where.
+#[cfg(all(feature = "alloc", not(any(loom, shuttle))))]
+mod auto_traits {
+    use static_assertions::{assert_impl_all, assert_not_impl_any};
+
+    use crate::{context, life, ring, wait};
+
+    type Shared = context::BoxedContext<u64>;
+    type Slots = crate::slots::Boxed<u64>;
+    assert_impl_all!(Shared: Send, Sync);
+    assert_impl_all!(ring::Ring<ring::Boxed>: Send, Sync);
+    assert_impl_all!(context::Claim<'static, ring::Boxed, Slots>: Send, Sync);
+    assert_impl_all!(context::Running<'static, ring::Boxed, Slots>: Send);
+    assert_impl_all!(context::Wait<'static, ring::Boxed, Slots>: Send);
+    assert_impl_all!(context::Handle: Send, Sync, Copy);
+    assert_impl_all!(life::Life: Send, Sync);
+    assert_impl_all!(wait::WaitQueue: Send, Sync);
+    // A waiter in a list must stay where it is.
+    assert_not_impl_any!(wait::Waiter: Unpin);
+    assert_not_impl_any!(context::Wait<'static, ring::Boxed, Slots>: Unpin);
+    // A payload that may not change threads keeps its context on one.
+    assert_not_impl_any!(context::BoxedContext<*const ()>: Send, Sync);
+}
