@@ -9,6 +9,7 @@
 //! | [`wait`] | wait queues: who sleeps until what |
 //! | [`life`] | how long a thing is used, and waiting for the last user |
 //! | [`context`] | all of them together: reserve, submit, complete, reap, destroy |
+#![cfg_attr(feature = "table", doc = "| [`table`] | contexts by number |")]
 //! | [`sync`] | the facade that every atomic goes through |
 //!
 //! No system call, no thread, no clock, no allocation unless asked for. The
@@ -44,6 +45,8 @@ pub mod request;
 pub mod ring;
 pub mod slots;
 pub mod sync;
+#[cfg(feature = "table")]
+pub mod table;
 pub mod wait;
 
 pub use context::Context;
