@@ -53,7 +53,7 @@ use crate::{
     error::Errno,
     life::{Idle, Life},
     request::{self, Arm, Generation, Miss, Phase, Recheck, Snapshot},
-    ring::{Event, Ring, RingMemory},
+    ring::{Event, Header, Ring, RingMemory},
     slots::{Iocb, Slot, SlotMemory, Slots, Taken},
     sync::{
         atomic::{Ordering, fence},
@@ -203,15 +203,17 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     ///
     /// EINVAL when there are more slots than the ring has room.
     pub fn new(ring: R, slots: S) -> Result<Self, Errno> {
-        Self::with_ring(Ring::new(ring), slots)
+        Self::new_at(ring, 0, slots)
     }
 
-    /// A context with a ring of the embedder's making, which is empty.
+    /// A context whose ring's count starts at `position`: for tests next to the
+    /// wrap. With a header, `position` must be a multiple of the ring.
     ///
     /// # Errors
     ///
     /// EINVAL when there are more slots than the ring has room.
-    pub fn with_ring(ring: Ring<R>, slots: S) -> Result<Self, Errno> {
+    pub fn new_at(ring: R, position: u64, slots: S) -> Result<Self, Errno> {
+        let ring = Ring::new_at(ring, position);
         let slots = Slots(slots);
         if slots.len() > ring.capacity() || slots.len() == 0 {
             return Err(Errno::EINVAL);
@@ -229,9 +231,9 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
         self.slots.len()
     }
 
-    /// The completion ring.
-    pub fn ring(&self) -> &Ring<R> {
-        &self.ring
+    /// The public header, in Abi mode.
+    pub fn header(&self) -> Option<&Header> {
+        self.ring.header()
     }
 
     /// Who uses the context; for an embedder that looks contexts up.
@@ -284,6 +286,14 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     /// The slot that a handle, from wherever, names.
     fn lookup(&self, handle: Handle) -> Result<&Slot<S::Payload>, Miss> {
         self.slots.get(handle.index).ok_or(Miss::Gone)
+    }
+
+    /// How far a request is; `None` if it is gone. A hint: it may be further by
+    /// the time the caller looks at it.
+    pub fn phase(&self, handle: Handle) -> Option<Phase> {
+        let snapshot = self.lookup(handle).ok()?.word.peek();
+        let same = snapshot.generation() == handle.generation;
+        (same && snapshot.phase() != Phase::Free).then(|| snapshot.phase())
     }
 
     /// A claim that was won, by this snapshot.

@@ -106,8 +106,9 @@ impl EventCell {
         res2.store(event.res2 as u64, Ordering::Relaxed);
     }
 
+    /// The event, read word by word: whole only if nobody writes it meanwhile.
     #[inline]
-    fn load(&self) -> Event {
+    pub fn load(&self) -> Event {
         let [data, obj, res, res2] = &self.0;
         Event {
             data: data.load(Ordering::Relaxed),
@@ -210,19 +211,6 @@ pub unsafe trait RingMemory {
     /// The public header; its presence selects Abi mode.
     fn header(&self) -> Option<&Header> {
         None
-    }
-}
-
-// SAFETY: the same memory as the referent's, which promises all of it.
-unsafe impl<M: RingMemory> RingMemory for &M {
-    fn events(&self) -> &[EventCell] {
-        (**self).events()
-    }
-    fn marks(&self) -> &[AtomicU64] {
-        (**self).marks()
-    }
-    fn header(&self) -> Option<&Header> {
-        (**self).header()
     }
 }
 
@@ -335,9 +323,9 @@ impl<M: RingMemory> Ring<M> {
         self.memory.events().len() - unused
     }
 
-    /// The memory it lives in.
-    pub fn memory(&self) -> &M {
-        &self.memory
+    /// The public header, in Abi mode.
+    pub fn header(&self) -> Option<&Header> {
+        self.memory.header()
     }
 
     #[inline]

@@ -86,17 +86,6 @@ pub unsafe trait SlotMemory {
     fn taken(&self) -> &[AtomicU64];
 }
 
-// SAFETY: the same memory as the referent's, which promises all of it.
-unsafe impl<M: SlotMemory> SlotMemory for &M {
-    type Payload = M::Payload;
-    fn slots(&self) -> &[Slot<Self::Payload>] {
-        (**self).slots()
-    }
-    fn taken(&self) -> &[AtomicU64] {
-        (**self).taken()
-    }
-}
-
 /// Up to 64 slots of one word of the bitmap, the caller's to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
