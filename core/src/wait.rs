@@ -332,7 +332,8 @@ impl WaitQueue {
         // Ordering: AcqRel. Acquire: the list, from the last holder's Release.
         // Release: if it is locked, what this caller published, for the holder.
         let before = self.word.fetch_or(bits, Ordering::AcqRel);
-        if before & LOCKED == 0 {
+        // Closed meanwhile: what was left in the word changes nothing there.
+        if before & (LOCKED | CLOSED) == 0 {
             self.serve_and_unlock(&ready);
         }
     }
@@ -341,6 +342,8 @@ impl WaitQueue {
     /// the queue is the store that makes [`is_closed`](Self::is_closed) true.
     ///
     /// Only once; nothing else may be called by who learned that it is closed.
+    /// A [`wake`](Self::wake) may run meanwhile, but it still touches the queue:
+    /// who frees it waits for its wakers by other means.
     pub fn close(&self) {
         // Ordering: AcqRel, as in `wake_now`.
         let before = self.word.fetch_or(LOCKED | CLOSING, Ordering::AcqRel);
@@ -376,15 +379,14 @@ impl WaitQueue {
                 let rest = WAITING | u32::from(mask) << MASK_SHIFT;
                 // Ordering: Relaxed. The Release below publishes it.
                 self.word.fetch_or(rest, Ordering::Relaxed);
-                // Ordering: Release: the list, for the next holder.
-                self.word.fetch_and(!(LOCKED | CLOSING), Ordering::Release);
+                // Ordering: AcqRel. Release: the list, for the next holder.
+                // Acquire: what came before a closing that was left meanwhile.
+                let now = self.word.fetch_and(!(LOCKED | CLOSING), Ordering::AcqRel);
                 batch.wake();
                 // Ordering: AcqRel. Acquire: the list, from the last holder.
                 // Release: what came before closing, for the holder who closes.
-                let before = self
-                    .word
-                    .fetch_or(LOCKED | word & CLOSING, Ordering::AcqRel);
-                if before & LOCKED != 0 {
+                let before = self.word.fetch_or(LOCKED | now & CLOSING, Ordering::AcqRel);
+                if before & (LOCKED | CLOSED) != 0 {
                     return;
                 }
                 continue;
