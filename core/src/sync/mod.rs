@@ -23,6 +23,12 @@
 //! The native orderings are therefore held by loom, except for what its row
 //! says it cannot see; each such place is argued where it stands.
 
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "the facade itself"
+)]
+
 #[cfg(all(loom, shuttle))]
 compile_error!("`--cfg loom` and `--cfg shuttle` exclude each other: choose one checker");
 
