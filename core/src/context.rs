@@ -97,6 +97,9 @@ impl Handle {
 }
 
 /// A reaped completion.
+///
+/// In Abi mode the event was in memory that its user can write: rely on the
+/// handle and the payload, not on `data` and `obj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion<T> {
     /// The event.
@@ -207,12 +210,17 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     }
 
     /// A context whose ring's count starts at `position`: for tests next to the
-    /// wrap. With a header, `position` must be a multiple of the ring.
+    /// wrap.
     ///
     /// # Errors
     ///
-    /// EINVAL when there are more slots than the ring has room.
+    /// EINVAL when there are more slots than the ring has room, or when there is
+    /// a header and `position` is not a multiple of the ring's length.
     pub fn new_at(ring: R, position: u64, slots: S) -> Result<Self, Errno> {
+        let lap = ring.events().len() as u64;
+        if ring.header().is_some() && !position.is_multiple_of(lap) {
+            return Err(Errno::EINVAL);
+        }
         let ring = Ring::new_at(ring, position);
         let slots = Slots(slots);
         if slots.len() > ring.capacity() || slots.len() == 0 {
@@ -236,9 +244,19 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
         self.ring.header()
     }
 
-    /// Who uses the context; for an embedder that looks contexts up.
-    pub fn life(&self) -> &Life {
-        &self.life
+    /// Whether it is being destroyed, or is.
+    pub fn is_destroyed(&self) -> bool {
+        self.life.has_ended()
+    }
+
+    /// Counts the caller as a user: destroying waits until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL when the context is destroyed.
+    pub fn enter(&self) -> Result<User<'_>, Errno> {
+        self.life.try_get(1)?;
+        Ok(User(Users(&self.life, 1)))
     }
 
     /// Reserves room for at least one and at most `max` requests.
@@ -523,22 +541,45 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     /// May be called any number of times, by several at once; each future
     /// resolves when it is over. Events in the ring can still be reaped.
     ///
-    /// Not from a place whose return the end waits for, say while holding a
-    /// [`Claim`]: awaiting it there would wait for itself.
+    /// The end waits for every token of the context ([`Reservation`],
+    /// [`Request`], [`Early`], [`Running`], [`Claim`], [`Batch`], [`Wait`],
+    /// [`User`]) and for every Armed or Running request: to await it where one of
+    /// them is held, or from a waker that it has to come through, is to wait for
+    /// oneself. It says nothing of mere references: the memory outlives every
+    /// `&Context` that is in use, as its type demands.
     pub fn destroy(&self, mut interrupt: impl FnMut(Handle)) -> Idle<'_> {
         if self.life.end() {
-            // The first destroyer is a user until it is done, come what may.
-            let _first = Users(&self.life, 1);
+            let mut sweep = Sweep {
+                context: self,
+                left: 0..self.slots.len() as u32,
+            };
             // Ordering: SeqCst, against the fence in `ended_meanwhile`.
             fence(Ordering::SeqCst);
-            for index in 0..self.slots.len() as u32 {
+            for index in sweep.left.by_ref() {
                 if let Some(handle) = self.cancel_slot(index) {
                     interrupt(handle);
                 }
             }
-            self.reapers.wake(MORE, |want, _| self.satisfies(want));
         }
         self.life.idle()
+    }
+}
+
+/// What the first destroyer does, also when `interrupt` panics: it is a user
+/// until all requests are cancelled or asked, and the reapers told.
+struct Sweep<'c, R: RingMemory, S: SlotMemory> {
+    context: &'c Context<R, S>,
+    left: core::ops::Range<u32>,
+}
+
+impl<R: RingMemory, S: SlotMemory> Drop for Sweep<'_, R, S> {
+    fn drop(&mut self) {
+        let context = self.context;
+        let _first = Users(&context.life, 1);
+        for index in self.left.by_ref() {
+            context.cancel_slot(index);
+        }
+        (context.reapers).wake(MORE, |want, _| context.satisfies(want));
     }
 }
 
@@ -548,6 +589,16 @@ struct Users<'a>(&'a Life, u64);
 impl Drop for Users<'_> {
     fn drop(&mut self) {
         self.0.put(self.1);
+    }
+}
+
+/// Somebody who uses the context. See [`Context::enter`].
+#[must_use = "who is dropped is no user any more"]
+pub struct User<'c>(#[expect(dead_code, reason = "held for its drop")] Users<'c>);
+
+impl fmt::Debug for User<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("User")
     }
 }
 
@@ -650,7 +701,8 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
     pub fn arm(self) -> Handle {
         let (context, handle) = self.publish(Phase::Armed);
         if context.ended_meanwhile() {
-            context.cancel_slot(handle.index);
+            // It may have ended before: then this names nothing any more.
+            let _ = context.cancel(handle);
         }
         handle
     }
@@ -668,7 +720,7 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
         let (context, handle) = self.publish(Phase::Early);
         if context.ended_meanwhile() {
             // Recorded in the word, for `Early::arm` to find.
-            context.cancel_slot(handle.index);
+            let _ = context.cancel(handle);
         }
         Early { context, handle }
     }
@@ -798,14 +850,15 @@ impl<'c, R: RingMemory, S: SlotMemory> Running<'c, R, S> {
     }
 
     /// Whether it was asked to end early. Its real result counts all the same.
+    ///
+    /// To be looked at before blocking: who asks afterwards meets a Running
+    /// request, and [`destroy`](Context::destroy) interrupts it by its handle.
     pub fn cancel_requested(&self) -> bool {
-        let context = self.0.context;
-        context.life.has_ended()
-            || context
-                .slot(self.0.handle.index)
-                .word
-                .peek()
-                .cancel_requested()
+        let Claim {
+            context, handle, ..
+        } = self.0;
+        // A request that ran at once was published without a look at the end.
+        context.ended_meanwhile() || context.slot(handle.index).word.peek().cancel_requested()
     }
 
     /// Calls `f` on what the request carries. `None` if that was taken out.
@@ -1008,7 +1061,9 @@ impl<R: RingMemory, S: SlotMemory> Wait<'_, R, S> {
     pub fn expire(self: Pin<&mut Self>) -> Expired {
         let this = self.as_ref();
         let context = this.context;
-        let left = (context.reapers).leave(this.waiter(), |want, _| context.satisfies(want));
+        let ready = |want, _| context.satisfies(want);
+        // SAFETY: the waiter is used with this queue only.
+        let left = unsafe { (context.reapers).leave(this.waiter(), ready) };
         match left {
             Left::Woken => Expired::Woken,
             Left::Unwoken => Expired::TimedOut,
@@ -1044,7 +1099,9 @@ impl<R: RingMemory, S: SlotMemory> Drop for Wait<'_, R, S> {
         // SAFETY: the value is not moved until it is gone.
         let this = unsafe { Pin::new_unchecked(&*self) };
         let context = this.context;
-        let _ = (context.reapers).leave(this.waiter(), |want, _| context.satisfies(want));
-        context.life.put(1);
+        let _user = Users(&context.life, 1);
+        let ready = |want, _| context.satisfies(want);
+        // SAFETY: the waiter is used with this queue only.
+        let _ = unsafe { (context.reapers).leave(this.waiter(), ready) };
     }
 }

@@ -3,8 +3,9 @@
 //! One word counts users; its top bit says that the end has been called. From
 //! then on nobody gets in ([`Life::try_get`] refuses), and whoever takes the
 //! count to zero closes the wait queue of those who wait for that. Closing ends
-//! with one store, and that store is the last touch: a destroyer that sees it,
-//! the first or any other, may free the memory.
+//! with one store, and that store is the users' last touch of the memory. A
+//! destroyer that sees it, the first or any other, knows that no user touches it
+//! any more; the memory can go when the destroyers have returned as well.
 //!
 //! ```text
 //!  63    62                    0
@@ -208,6 +209,7 @@ impl Drop for Idle<'_> {
     fn drop(&mut self) {
         // SAFETY: the value is not moved until it is gone.
         let this = unsafe { Pin::new_unchecked(&*self) };
-        let _ = this.life.idle.leave(this.waiter(), |_, _| false);
+        // SAFETY: the waiter is used with this queue only.
+        let _ = unsafe { (this.life.idle).leave(this.waiter(), |_, _| false) };
     }
 }

@@ -125,6 +125,26 @@ impl Default for EventCell {
     }
 }
 
+/// A private word beside an event: what is published, from there on. Only a
+/// ring writes it.
+#[derive(Debug)]
+pub struct MarkCell(AtomicU64);
+
+impl MarkCell {
+    const_fn! {
+        /// The mark of an event that was never published.
+        pub const fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+    }
+}
+
+impl Default for MarkCell {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The head of a ring in Linux's layout.
 #[derive(Debug)]
 #[repr(C)]
@@ -198,16 +218,16 @@ mod layout {
 ///
 /// # Safety
 ///
-/// Each method returns the same memory on every call, valid as long as `self`;
-/// `marks` is private to the ring and starts all zero; it is as long as
-/// `events`, and that length is a power of two, at least 2 and at most
-/// [`MAX_EVENTS`]. A header's words and the events may be written by others at
-/// any time, but only as whole words.
+/// Each method returns the same memory on every call, valid as long as `self`,
+/// and new when the ring is made; no other ring is made in it meanwhile. `marks`
+/// is as long as `events`, and that length is a power of two, at least 2 and at
+/// most [`MAX_EVENTS`]. A header's words and the events may be written by others
+/// at any time, but only as whole words; the marks by nobody.
 pub unsafe trait RingMemory {
     /// The events.
     fn events(&self) -> &[EventCell];
-    /// One private word per event.
-    fn marks(&self) -> &[AtomicU64];
+    /// One mark per event.
+    fn marks(&self) -> &[MarkCell];
     /// The public header; its presence selects Abi mode.
     fn header(&self) -> Option<&Header> {
         None
@@ -226,16 +246,6 @@ const LAP_MASK: u64 = 0xff_ffff;
 #[derive(Clone, Copy)]
 struct Mark(u64);
 
-/// What a mark says of a position.
-enum Published {
-    /// This many events from here on.
-    Run(usize),
-    /// None of this lap yet.
-    NotYet,
-    /// The position belongs to a later lap: the reader's `head` is old.
-    Overtaken,
-}
-
 impl Mark {
     const fn new(lap: u64, run: usize, tag: u32) -> Self {
         Self((lap & LAP_MASK) << (RUN_BITS + TAG_BITS) | (run as u64) << TAG_BITS | tag as u64)
@@ -245,15 +255,62 @@ impl Mark {
         self.0 as u32 & ((1 << TAG_BITS) - 1)
     }
 
-    fn published(self, lap: u64) -> Published {
+    /// How many events are there from this position on, in this lap.
+    const fn run(self, lap: u64) -> Option<usize> {
         let run = (self.0 >> TAG_BITS) as usize & MAX_RUN;
-        let ahead = (self.0 >> (RUN_BITS + TAG_BITS)).wrapping_sub(lap) & LAP_MASK;
-        match (run, ahead) {
-            (0, _) => Published::NotYet,
-            (run, 0) => Published::Run(run),
-            (_, ahead) if ahead <= LAP_MASK / 2 => Published::Overtaken,
-            _ => Published::NotYet,
-        }
+        let same = (self.0 >> (RUN_BITS + TAG_BITS)) == lap & LAP_MASK;
+        if same && run != 0 { Some(run) } else { None }
+    }
+}
+
+/// Events and marks, by position.
+#[derive(Clone, Copy)]
+struct Cells<'m> {
+    events: &'m [EventCell],
+    marks: &'m [MarkCell],
+}
+
+impl<'m> Cells<'m> {
+    #[inline]
+    fn index(self, position: u64) -> usize {
+        position as usize & (self.events.len() - 1)
+    }
+
+    #[inline]
+    fn lap(self, position: u64) -> u64 {
+        position >> self.events.len().trailing_zeros()
+    }
+
+    #[inline]
+    fn event(self, position: u64) -> &'m EventCell {
+        &self.events[self.index(position)]
+    }
+
+    #[inline]
+    fn mark(self, position: u64) -> &'m AtomicU64 {
+        &self.marks[self.index(position)].0
+    }
+
+    #[inline]
+    fn published(self, position: u64) -> Option<usize> {
+        // Ordering: Acquire pairs with the Release that ends `write`: whoever
+        // sees the run sees its events and its other marks.
+        Mark(self.mark(position).load(Ordering::Acquire)).run(self.lap(position))
+    }
+
+    /// How far the public head is ahead of ours, modulo the ring; `None` if it
+    /// is no index at all.
+    fn foreign_step(self, head: u64, public: usize) -> Option<u64> {
+        let len = self.events.len();
+        (public < len).then(|| (public.wrapping_sub(self.index(head)) & (len - 1)) as u64)
+    }
+
+    /// The tag of a position that is known to be published.
+    #[inline]
+    fn tag(self, position: u64) -> u32 {
+        // Ordering: Relaxed. The Acquire that found the run, or the `head` that
+        // was moved into it, came before.
+        Mark(self.mark(position).load(Ordering::Relaxed)).tag()
     }
 }
 
@@ -328,64 +385,46 @@ impl<M: RingMemory> Ring<M> {
         self.memory.header()
     }
 
+    /// The memory, looked up once for an operation: after an atomic, what `self`
+    /// holds would be read anew.
     #[inline]
-    fn index(&self, position: u64) -> usize {
-        position as usize & (self.memory.events().len() - 1)
-    }
-
-    #[inline]
-    fn lap(&self, position: u64) -> u64 {
-        position >> self.memory.events().len().trailing_zeros()
-    }
-
-    #[inline]
-    fn mark(&self, position: u64) -> &AtomicU64 {
-        &self.memory.marks()[self.index(position)]
-    }
-
-    #[inline]
-    fn published(&self, position: u64) -> Published {
-        // Ordering: Acquire pairs with the Release that ends `write`: whoever
-        // sees the run sees its events and its other marks.
-        Mark(self.mark(position).load(Ordering::Acquire)).published(self.lap(position))
-    }
-
-    /// The tag of a position that is known to be published.
-    #[inline]
-    fn tag(&self, position: u64) -> u32 {
-        // Ordering: Relaxed. The Acquire that found the run, or the `head` that
-        // was moved into it, came before.
-        Mark(self.mark(position).load(Ordering::Relaxed)).tag()
+    fn cells(&self) -> Cells<'_> {
+        let events = self.memory.events();
+        Cells {
+            events,
+            marks: &self.memory.marks()[..events.len()],
+        }
     }
 
     /// Writes `n` events at `at` and publishes them as one run.
-    #[inline]
+    #[inline(always)]
     fn write(&self, at: u64, n: usize, events: impl IntoIterator<Item = (Event, u32)>) {
+        let cells = self.cells();
         let mut first = None;
         for (i, (event, tag)) in events.into_iter().take(n).enumerate() {
             let position = at.wrapping_add(i as u64);
-            self.memory.events()[self.index(position)].store(event);
-            let mark = Mark::new(self.lap(position), n - i, tag);
+            cells.event(position).store(event);
+            let mark = Mark::new(cells.lap(position), n - i, tag);
             if i == 0 {
                 first = Some(mark);
             } else {
                 // Ordering: Relaxed. Read after the first mark, or after a
                 // `head` that was moved past it.
-                self.mark(position).store(mark.0, Ordering::Relaxed);
+                cells.mark(position).store(mark.0, Ordering::Relaxed);
             }
         }
         if let Some(mark) = first {
             // Ordering: Release pairs with the Acquire in `published`: payload
             // before publication.
-            self.mark(at).store(mark.0, Ordering::Release);
-        }
-        if let Some(header) = self.memory.header() {
-            self.project(header);
+            cells.mark(at).store(mark.0, Ordering::Release);
         }
     }
 
     /// Abi mode: a run is finished; the public tail follows the prefix.
+    #[cold]
+    #[inline(never)]
     fn project(&self, header: &Header) {
+        let cells = self.cells();
         let own = &*self.projection;
         // Ordering: AcqRel. Release hands our run's mark to the publisher;
         // Acquire makes us see the last publisher's `published`.
@@ -396,7 +435,7 @@ impl<M: RingMemory> Ring<M> {
         loop {
             // Ordering: Relaxed. The publisher's own word, handed on by `pending`.
             let mut end = own.published.load(Ordering::Relaxed);
-            while let Published::Run(run) = self.published(end) {
+            while let Some(run) = cells.published(end) {
                 end = end.wrapping_add(run as u64);
             }
             // Ordering: Release pairs with the Acquire of whoever counts the
@@ -404,7 +443,9 @@ impl<M: RingMemory> Ring<M> {
             own.published.store(end, Ordering::Release);
             // Ordering: Release pairs with a foreign reaper's Acquire: the
             // events before the tail that names them.
-            header.tail.store(self.index(end) as u32, Ordering::Release);
+            header
+                .tail
+                .store(cells.index(end) as u32, Ordering::Release);
             // Ordering: AcqRel. Release hands `published` on; Acquire makes the
             // marks of those who came meanwhile visible to the next round.
             let now = own.pending.fetch_sub(seen, Ordering::AcqRel);
@@ -433,6 +474,9 @@ impl<M: RingMemory> Ring<M> {
             // checker without load buffering cannot see it missing.)
             let at = self.tail.fetch_add(run as u64, Ordering::AcqRel);
             self.write(at, run, events.by_ref());
+            if let Some(header) = self.memory.header() {
+                self.project(header);
+            }
             left -= run;
         }
     }
@@ -442,23 +486,36 @@ impl<M: RingMemory> Ring<M> {
     ///
     /// Lock-free; callable from any context. The stored ones are visible once
     /// all positions before them are.
+    #[inline(always)]
     pub fn push(&self, events: &[Event]) -> usize {
+        match self.memory.header() {
+            None => self.push_native(events),
+            Some(header) => self.push_abi(header, events),
+        }
+    }
+
+    #[inline(always)]
+    fn push_native(&self, events: &[Event]) -> usize {
         let capacity = self.capacity() as u64;
+        let wanted = events.len().min(MAX_RUN);
         // Ordering: Relaxed. The compare-and-swap below decides.
         let mut tail = self.tail.load(Ordering::Relaxed);
         loop {
             // Ordering: Acquire pairs with the Release that moves `head`: what
             // lies behind it has been copied.
             let head = self.head.load(Ordering::Acquire);
-            // Our `tail` may be older than `head`: then try for one and learn.
+            // Our `tail` may be older than `head`: then try, and learn.
             let used = tail.wrapping_sub(head) as i64;
             let room = capacity.saturating_sub(used.max(0) as u64) as usize;
-            let n = room.min(events.len()).min(MAX_RUN);
+            let mut n = wanted;
+            if room < wanted {
+                // Cold, so that it is a branch: were `n` computed from `head`,
+                // the compare-and-swap would wait for that cache line.
+                core::hint::cold_path();
+                n = room;
+            }
             if n == 0 {
-                if events.is_empty() || !self.follow_foreign_head(|_| ()) {
-                    return 0;
-                }
-                continue;
+                return 0;
             }
             // Ordering: Relaxed. Positions are only counted here; room came
             // with `head`, and the mark publishes.
@@ -468,11 +525,26 @@ impl<M: RingMemory> Ring<M> {
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
-                Ok(at) => {
-                    self.write(at, n, events.iter().map(|e| (*e, 0)));
+                Ok(_) => {
+                    self.write(tail, n, events.iter().map(|e| (*e, 0)));
                     return n;
                 }
                 Err(now) => tail = now,
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn push_abi(&self, header: &Header, events: &[Event]) -> usize {
+        loop {
+            let n = self.push_native(events);
+            if n > 0 {
+                self.project(header);
+                return n;
+            }
+            if events.is_empty() || !self.follow_foreign_head(|_| ()) {
+                return 0;
             }
         }
     }
@@ -483,6 +555,7 @@ impl<M: RingMemory> Ring<M> {
     ///
     /// Only in Abi mode: EFAULT when the public head is not within the
     /// published events, EBUSY when another thread is reaping.
+    #[inline(always)]
     pub fn reap(&self, out: &mut [Event]) -> Result<usize, Errno> {
         self.take(out.len(), |i, event, _| out[i] = event, |_| ())
     }
@@ -490,6 +563,7 @@ impl<M: RingMemory> Ring<M> {
     /// Copies up to `max` events to `put(i, event, tag)`, which may be called
     /// again for the same `i` until the copy holds; then claims them.
     /// `skipped(tag)` is called for what a foreign reaper took.
+    #[inline(always)]
     pub(crate) fn take(
         &self,
         max: usize,
@@ -502,8 +576,9 @@ impl<M: RingMemory> Ring<M> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn take_native(&self, max: usize, mut put: impl FnMut(usize, Event, u32)) -> usize {
+        let cells = self.cells();
         // Ordering: Acquire pairs with the Release of the compare-and-swap
         // below: it may have moved `head` into a run, whose marks and events
         // this reaper then sees as the one did who moved it.
@@ -512,24 +587,25 @@ impl<M: RingMemory> Ring<M> {
             let mut n = 0;
             while n < max {
                 let at = head.wrapping_add(n as u64);
-                let run = match self.published(at) {
-                    Published::Run(run) => run,
-                    Published::NotYet => break,
-                    Published::Overtaken => {
-                        // Ordering: Acquire, as above; the mark's Acquire makes
-                        // a later head visible.
-                        head = self.head.load(Ordering::Acquire);
-                        n = 0;
-                        continue;
-                    }
+                let Some(run) = cells.published(at) else {
+                    break;
                 };
                 for _ in 0..run.min(max - n) {
                     let at = head.wrapping_add(n as u64);
-                    put(n, self.memory.events()[self.index(at)].load(), self.tag(at));
+                    put(n, cells.event(at).load(), cells.tag(at));
                     n += 1;
                 }
             }
             if n == 0 {
+                // Nothing, or the position is a later lap's by now and `head`
+                // old; then the mark that was read makes a later one visible.
+                // Ordering: Acquire, as above.
+                let now = self.head.load(Ordering::Acquire);
+                // Re-check: an old `head` makes a full ring look empty.
+                if now != head {
+                    head = now;
+                    continue;
+                }
                 return 0;
             }
             // Ordering: AcqRel. Release: our copies are done before anyone who
@@ -547,26 +623,39 @@ impl<M: RingMemory> Ring<M> {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn take_abi(
         &self,
         header: &Header,
         max: usize,
         mut put: impl FnMut(usize, Event, u32),
-        skipped: impl FnMut(u32),
+        mut skipped: impl FnMut(u32),
     ) -> Result<usize, Errno> {
-        let reaping = self.lock_reaping().ok_or(Errno::EBUSY)?;
-        let head = self.sync_head(header, skipped)?;
+        let (reaping, head) = loop {
+            let reaping = self.lock_reaping().ok_or(Errno::EBUSY)?;
+            let taken = self.follow(header)?;
+            if taken.is_empty() {
+                // Ordering: Relaxed. Ours while we hold `reaping`.
+                break (reaping, self.head.load(Ordering::Relaxed));
+            }
+            drop(reaping);
+            taken.into_iter().for_each(&mut skipped);
+        };
         let n = max.min(self.prefix_end().wrapping_sub(head) as usize);
+        let cells = self.cells();
         for i in 0..n {
             let at = head.wrapping_add(i as u64);
-            put(i, self.memory.events()[self.index(at)].load(), self.tag(at));
+            put(i, cells.event(at).load(), cells.tag(at));
         }
         let end = head.wrapping_add(n as u64);
         // Ordering: Release, as in `take_native`.
         self.head.store(end, Ordering::Release);
         // Ordering: Release: our copies are done before foreign code that sees
         // the new head takes the role over.
-        header.head.store(self.index(end) as u32, Ordering::Release);
+        header
+            .head
+            .store(cells.index(end) as u32, Ordering::Release);
         drop(reaping);
         Ok(n)
     }
@@ -575,45 +664,50 @@ impl<M: RingMemory> Ring<M> {
     /// for each, and tells whether there was any.
     ///
     /// A head out of range is left alone: that user's ring stays full.
-    pub(crate) fn follow_foreign_head(&self, taken: impl FnMut(u32)) -> bool {
+    pub(crate) fn follow_foreign_head(&self, mut taken: impl FnMut(u32)) -> bool {
         let Some(header) = self.memory.header() else {
             return false;
         };
-        let Some(_reaping) = self.lock_reaping() else {
-            return false;
-        };
-        // Ordering: Relaxed. Ours while we hold `reaping`.
-        let before = self.head.load(Ordering::Relaxed);
-        match self.sync_head(header, taken) {
-            Ok(head) => head != before,
-            Err(_) => false,
+        let mut any = false;
+        loop {
+            let Some(reaping) = self.lock_reaping() else {
+                return any;
+            };
+            let tags = self.follow(header).unwrap_or_default();
+            drop(reaping);
+            if tags.is_empty() {
+                return any;
+            }
+            any = true;
+            tags.into_iter().for_each(&mut taken);
         }
     }
 
-    /// With `reaping` held: `head` after what foreign code took.
-    fn sync_head(&self, header: &Header, mut taken: impl FnMut(u32)) -> Result<u64, Errno> {
+    /// With `reaping` held: moves `head` after some of what foreign code took.
+    /// Their tags, to be used when the role is given up; none when it has
+    /// caught up.
+    fn follow(&self, header: &Header) -> Result<Tags, Errno> {
+        let cells = self.cells();
         // Ordering: Relaxed. Ours while we hold `reaping`.
-        let mut head = self.head.load(Ordering::Relaxed);
+        let head = self.head.load(Ordering::Relaxed);
         // Ordering: Acquire pairs with the foreign reaper's Release: it has
         // copied what lies behind.
         let public = header.head.load(Ordering::Acquire) as usize;
-        let len = self.memory.events().len();
-        if public >= len {
-            return Err(Errno::EFAULT);
-        }
-        let step = (public.wrapping_sub(self.index(head)) & (len - 1)) as u64;
+        let step = cells.foreign_step(head, public).ok_or(Errno::EFAULT)?;
         if step > self.prefix_end().wrapping_sub(head) {
             return Err(Errno::EFAULT);
         }
-        for _ in 0..step {
-            let tag = self.tag(head);
-            head = head.wrapping_add(1);
-            // Ordering: Release pairs with the Acquire in `push`. One by one,
-            // and before the call: `taken` may panic.
-            self.head.store(head, Ordering::Release);
-            taken(tag);
+        let mut tags = Tags::default();
+        for i in 0..step.min(tags.tags.len() as u64) {
+            tags.tags[i as usize] = cells.tag(head.wrapping_add(i));
+            tags.len += 1;
         }
-        Ok(head)
+        if tags.len > 0 {
+            let head = head.wrapping_add(tags.len as u64);
+            // Ordering: Release pairs with the Acquire in `push`.
+            self.head.store(head, Ordering::Release);
+        }
+        Ok(tags)
     }
 
     /// Abi mode: the end of the published prefix.
@@ -635,23 +729,74 @@ impl<M: RingMemory> Ring<M> {
     /// Reapers may take them meanwhile, so it can be too many; it is too few
     /// only with regard to what was published during the call.
     pub fn visible(&self, limit: usize) -> usize {
-        'old_head: loop {
-            // Ordering: Acquire, as in `take_native`; and after `Overtaken` the
-            // mark's Acquire makes a later head visible.
-            let head = self.head.load(Ordering::Acquire);
-            if self.memory.header().is_some() {
-                return limit.min(self.prefix_end().wrapping_sub(head) as usize);
-            }
+        match self.memory.header() {
+            None => self.visible_native(limit),
+            Some(header) => self.visible_abi(header, limit),
+        }
+    }
+
+    fn visible_native(&self, limit: usize) -> usize {
+        let cells = self.cells();
+        // Ordering: Acquire, as in `take_native`.
+        let mut head = self.head.load(Ordering::Acquire);
+        loop {
             let mut n = 0;
             while n < limit {
-                match self.published(head.wrapping_add(n as u64)) {
-                    Published::Run(run) => n += run,
-                    Published::NotYet => break,
-                    Published::Overtaken => continue 'old_head,
-                }
+                let Some(run) = cells.published(head.wrapping_add(n as u64)) else {
+                    break;
+                };
+                n += run;
             }
-            return n.min(limit);
+            if n >= limit {
+                return limit;
+            }
+            // Ordering: Acquire, as in `take_native`.
+            let now = self.head.load(Ordering::Acquire);
+            // Re-check: as in `take_native`.
+            if now != head {
+                head = now;
+                continue;
+            }
+            return n;
         }
+    }
+
+    /// Foreign code may have moved its head since ours last followed. While our
+    /// own reaper moves the two, one after the other, it looks as if foreign code
+    /// had gone round, and further than there are events: then ours counts.
+    fn visible_abi(&self, header: &Header, limit: usize) -> usize {
+        // Ordering: Acquire, as in `sync_head`, though nothing is read.
+        let head = self.head.load(Ordering::Acquire);
+        let published = self.prefix_end().wrapping_sub(head);
+        let cells = self.cells();
+        // Ordering: Relaxed. What the word says is not relied on.
+        let public = header.head.load(Ordering::Relaxed) as usize;
+        let left = match cells.foreign_step(head, public) {
+            Some(step) if step <= published => published - step,
+            _ => published,
+        };
+        limit.min(left as usize)
+    }
+}
+
+/// Some of what a foreign reaper took.
+#[derive(Default)]
+struct Tags {
+    tags: [u32; 16],
+    len: usize,
+}
+
+impl Tags {
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl IntoIterator for Tags {
+    type Item = u32;
+    type IntoIter = core::iter::Take<core::array::IntoIter<u32, 16>>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.tags.into_iter().take(self.len)
     }
 }
 
@@ -669,7 +814,7 @@ impl Drop for Reaping<'_> {
 #[derive(Debug)]
 pub struct Inline<const N: usize> {
     events: [EventCell; N],
-    marks: [AtomicU64; N],
+    marks: [MarkCell; N],
 }
 
 impl<const N: usize> Inline<N> {
@@ -684,7 +829,7 @@ impl<const N: usize> Inline<N> {
         let () = Self::SIZE;
         Self {
             events: [const { EventCell::new() }; N],
-            marks: [const { AtomicU64::new(0) }; N],
+            marks: [const { MarkCell::new() }; N],
         }
     }
 
@@ -694,7 +839,7 @@ impl<const N: usize> Inline<N> {
         let () = Self::SIZE;
         Self {
             events: core::array::from_fn(|_| EventCell::new()),
-            marks: core::array::from_fn(|_| AtomicU64::new(0)),
+            marks: core::array::from_fn(|_| MarkCell::new()),
         }
     }
 }
@@ -711,7 +856,7 @@ unsafe impl<const N: usize> RingMemory for Inline<N> {
     fn events(&self) -> &[EventCell] {
         &self.events
     }
-    fn marks(&self) -> &[AtomicU64] {
+    fn marks(&self) -> &[MarkCell] {
         &self.marks
     }
 }
@@ -722,7 +867,7 @@ unsafe impl<const N: usize> RingMemory for Inline<N> {
 pub struct Boxed {
     header: Option<alloc::boxed::Box<Header>>,
     events: alloc::boxed::Box<[EventCell]>,
-    marks: alloc::boxed::Box<[AtomicU64]>,
+    marks: alloc::boxed::Box<[MarkCell]>,
 }
 
 #[cfg(feature = "alloc")]
@@ -745,10 +890,10 @@ impl Boxed {
     ///
     /// EINVAL for zero and for more than [`MAX_EVENTS`] - 1.
     pub fn abi(id: u32, capacity: usize) -> Result<Self, Errno> {
-        let nr = capacity.saturating_add(1).max(2).next_power_of_two();
-        if capacity == 0 || nr > MAX_EVENTS {
+        if capacity == 0 || capacity >= MAX_EVENTS {
             return Err(Errno::EINVAL);
         }
+        let nr = (capacity + 1).next_power_of_two();
         Self::with(Some(Header::new(id, nr as u32)), nr)
     }
 
@@ -760,7 +905,7 @@ impl Boxed {
         Ok(Self {
             header: header.map(alloc::boxed::Box::new),
             events: (0..len).map(|_| EventCell::new()).collect(),
-            marks: (0..len).map(|_| AtomicU64::new(0)).collect(),
+            marks: (0..len).map(|_| MarkCell::new()).collect(),
         })
     }
 }
@@ -772,7 +917,7 @@ unsafe impl RingMemory for Boxed {
     fn events(&self) -> &[EventCell] {
         &self.events
     }
-    fn marks(&self) -> &[AtomicU64] {
+    fn marks(&self) -> &[MarkCell] {
         &self.marks
     }
     fn header(&self) -> Option<&Header> {
@@ -787,7 +932,7 @@ unsafe impl RingMemory for Boxed {
 pub struct Mapped {
     header: core::ptr::NonNull<Header>,
     nr: usize,
-    marks: alloc::boxed::Box<[AtomicU64]>,
+    marks: alloc::boxed::Box<[MarkCell]>,
 }
 
 #[cfg(all(feature = "alloc", not(any(loom, shuttle))))]
@@ -808,8 +953,9 @@ impl Mapped {
     /// # Safety
     ///
     /// `memory` is valid for reads and writes of [`bytes`](Self::bytes)`(nr)`
-    /// as long as the value lives, and whatever else accesses it does so
-    /// atomically, word by word. Its contents are overwritten.
+    /// as long as the value lives. Nobody else accesses it during the call, which
+    /// overwrites it, and no other ring is made in it; later, whatever else
+    /// accesses it does so atomically, word by word.
     pub unsafe fn new(memory: core::ptr::NonNull<u8>, nr: usize, id: u32) -> Result<Self, Errno> {
         if !nr.is_power_of_two() || !(2..=MAX_EVENTS).contains(&nr) {
             return Err(Errno::EINVAL);
@@ -830,7 +976,7 @@ impl Mapped {
         Ok(Self {
             header,
             nr,
-            marks: (0..nr).map(|_| AtomicU64::new(0)).collect(),
+            marks: (0..nr).map(|_| MarkCell::new()).collect(),
         })
     }
 
@@ -858,7 +1004,7 @@ unsafe impl RingMemory for Mapped {
         // shared references to them stay valid whoever writes.
         unsafe { core::slice::from_raw_parts(events, self.nr) }
     }
-    fn marks(&self) -> &[AtomicU64] {
+    fn marks(&self) -> &[MarkCell] {
         &self.marks
     }
     fn header(&self) -> Option<&Header> {

@@ -70,20 +70,40 @@ impl<T> Slot<T> {
     }
 }
 
+/// Which of 64 slots are taken. Only a context writes it.
+#[derive(Debug)]
+pub struct Bits(AtomicU64);
+
+impl Bits {
+    const_fn! {
+        /// None is.
+        pub const fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+    }
+}
+
+impl Default for Bits {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The memory that slots live in.
 ///
 /// # Safety
 ///
-/// Each method returns the same memory on every call, valid as long as `self`;
-/// `taken` starts all zero, is private to the slots, and has at least one bit
-/// for each of them. There are at least 1 and at most 2^24 slots.
+/// Each method returns the same memory on every call, valid as long as `self`,
+/// and new when the context is made; no other context is made in it meanwhile.
+/// `taken` has at least one bit for each slot. There are at least 1 and at most
+/// 2^24 slots.
 pub unsafe trait SlotMemory {
     /// What a request carries while it is under way.
     type Payload;
     /// The slots.
     fn slots(&self) -> &[Slot<Self::Payload>];
     /// One bit per slot, set while it is taken.
-    fn taken(&self) -> &[AtomicU64];
+    fn taken(&self) -> &[Bits];
 }
 
 /// Up to 64 slots of one word of the bitmap, the caller's to use.
@@ -134,12 +154,12 @@ impl<M: SlotMemory> Slots<M> {
                 n => (1 << n) - 1,
             };
             // Ordering: Relaxed. A hint; the RMW below decides.
-            let mut free = !taken.load(Ordering::Relaxed) & exist;
+            let mut free = !taken.0.load(Ordering::Relaxed) & exist;
             while free != 0 {
                 let wanted = lowest(free, max);
                 // Ordering: Acquire pairs with the Release in `give_back`: the
                 // last life's accesses come before this one's.
-                let before = taken.fetch_or(wanted, Ordering::Acquire);
+                let before = taken.0.fetch_or(wanted, Ordering::Acquire);
                 let bits = wanted & !before;
                 if bits != 0 {
                     return Some(Taken { word, bits });
@@ -167,7 +187,9 @@ impl<M: SlotMemory> Slots<M> {
     fn give_back_word(&self, batch: Taken) {
         if batch.bits != 0 {
             // Ordering: Release pairs with the Acquire in `take`.
-            self.0.taken()[batch.word].fetch_and(!batch.bits, Ordering::Release);
+            self.0.taken()[batch.word]
+                .0
+                .fetch_and(!batch.bits, Ordering::Release);
         }
     }
 }
@@ -188,7 +210,7 @@ fn lowest(bits: u64, n: u32) -> u64 {
 #[derive(Debug)]
 pub struct Inline<T, const N: usize, const W: usize = 1> {
     slots: [Slot<T>; N],
-    taken: [AtomicU64; W],
+    taken: [Bits; W],
 }
 
 impl<T, const N: usize, const W: usize> Inline<T, N, W> {
@@ -216,7 +238,7 @@ impl<T, const N: usize, const W: usize> Inline<T, N, W> {
                     &slots,
                 )
             },
-            taken: [const { AtomicU64::new(0) }; W],
+            taken: [const { Bits::new() }; W],
         }
     }
 
@@ -226,7 +248,7 @@ impl<T, const N: usize, const W: usize> Inline<T, N, W> {
         let () = Self::SIZE;
         Self {
             slots: core::array::from_fn(|_| Slot::new(generation)),
-            taken: core::array::from_fn(|_| AtomicU64::new(0)),
+            taken: core::array::from_fn(|_| Bits::new()),
         }
     }
 }
@@ -237,7 +259,7 @@ unsafe impl<T, const N: usize, const W: usize> SlotMemory for Inline<T, N, W> {
     fn slots(&self) -> &[Slot<T>] {
         &self.slots
     }
-    fn taken(&self) -> &[AtomicU64] {
+    fn taken(&self) -> &[Bits] {
         &self.taken
     }
 }
@@ -247,7 +269,7 @@ unsafe impl<T, const N: usize, const W: usize> SlotMemory for Inline<T, N, W> {
 #[derive(Debug)]
 pub struct Boxed<T> {
     slots: alloc::boxed::Box<[Slot<T>]>,
-    taken: alloc::boxed::Box<[AtomicU64]>,
+    taken: alloc::boxed::Box<[Bits]>,
 }
 
 #[cfg(feature = "alloc")]
@@ -263,7 +285,7 @@ impl<T> Boxed<T> {
         }
         Ok(Self {
             slots: (0..n).map(|_| Slot::new(Generation::MIN)).collect(),
-            taken: (0..n.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            taken: (0..n.div_ceil(64)).map(|_| Bits::new()).collect(),
         })
     }
 }
@@ -275,7 +297,7 @@ unsafe impl<T> SlotMemory for Boxed<T> {
     fn slots(&self) -> &[Slot<T>] {
         &self.slots
     }
-    fn taken(&self) -> &[AtomicU64] {
+    fn taken(&self) -> &[Bits] {
         &self.taken
     }
 }

@@ -48,7 +48,7 @@ use core::{cell::Cell, fmt, marker::PhantomPinned, pin::Pin, ptr, task::Waker};
 use crate::sync::{
     atomic::{AtomicU32, Ordering, fence},
     cell::UnsafeCell,
-    const_fn, hint,
+    const_fn, contain, hint,
 };
 
 const LOCKED: u32 = 1;
@@ -233,17 +233,11 @@ impl Batch {
     fn wake(&mut self) {
         for waker in &self.wakers[..self.len] {
             if let Some(waker) = waker.take() {
-                waker.wake();
+                // A waker's panic is its own: there are others to wake.
+                contain(|| waker.wake());
             }
         }
         self.len = 0;
-    }
-}
-
-impl Drop for Batch {
-    /// If a waker panicked, the others are called all the same.
-    fn drop(&mut self) {
-        self.wake();
     }
 }
 
@@ -262,7 +256,8 @@ impl Drop for Batch {
 /// let enqueued = unsafe { queue.enqueue(waiter, 3, Waker::noop(), |_, _| false) };
 /// assert_eq!(enqueued, Ok(Enqueued::Waiting));
 /// queue.wake(1, |key, _| key <= 3);
-/// assert_eq!(queue.leave(waiter, |_, _| false), Left::Woken);
+/// // SAFETY: the same queue.
+/// assert_eq!(unsafe { queue.leave(waiter, |_, _| false) }, Left::Woken);
 /// # });
 /// ```
 pub struct WaitQueue {
@@ -311,7 +306,8 @@ impl WaitQueue {
     /// What there is to see must be published before the call. Lock-free, never
     /// waits for a lock, callable from any context; wakers are called with no
     /// lock held. `ready` is called under the lock, perhaps by another thread
-    /// with *its* closure and both masks: it must be the same test.
+    /// with *its* closure and both masks: it must be the same test, and must not
+    /// panic. A mask of zero says that anything may have happened: all bits.
     #[inline]
     pub fn wake(&self, mask: u16, ready: impl Fn(usize, u16) -> bool) {
         // Ordering: SeqCst, against the fence in `enqueue`: what was published
@@ -328,6 +324,7 @@ impl WaitQueue {
     /// orders by the queue's word alone.
     #[cold]
     fn wake_now(&self, mask: u16, ready: impl Fn(usize, u16) -> bool) {
+        let mask = if mask == 0 { u16::MAX } else { mask };
         let bits = LOCKED | u32::from(mask) << MASK_SHIFT;
         // Ordering: AcqRel. Acquire: the list, from the last holder's Release.
         // Release: if it is locked, what this caller published, for the holder.
@@ -539,7 +536,11 @@ impl WaitQueue {
     ///
     /// `ready` as for [`wake`](Self::wake): a wake may have to be served on
     /// the way. Waits for the lock: for ordinary callers.
-    pub fn leave(&self, waiter: Pin<&Waiter>, ready: impl Fn(usize, u16) -> bool) -> Left {
+    ///
+    /// # Safety
+    ///
+    /// The waiter is used with this queue only.
+    pub unsafe fn leave(&self, waiter: Pin<&Waiter>, ready: impl Fn(usize, u16) -> bool) -> Left {
         let waiter = waiter.get_ref();
         if self.lock().is_err() {
             return Left::Woken;

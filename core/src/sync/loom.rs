@@ -19,6 +19,11 @@ pub mod hint {
 
 pub use loom::alloc::Track;
 
+/// Calls the user's code, whose panic fails the model.
+pub(crate) fn contain(call: impl FnOnce()) {
+    call();
+}
+
 /// Threads, for models.
 pub mod thread {
     pub use loom::thread::{JoinHandle, spawn, yield_now};

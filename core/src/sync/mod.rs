@@ -16,6 +16,7 @@
 //! | [`hint::spin_loop`] | a pause | a yield: another thread must run first | a yield |
 //! | [`Track`] | free | a value never dropped fails the model | as native |
 //! | [`thread::Parker`] | thread park and unpark | mutex and condvar | mutex and condvar |
+//! | `contain` | with `std`, catches a panic of the user's code; without, it must not unwind | lets it fail the model | as loom |
 //! | [`reclaim`] | `crossbeam-epoch`'s `Collector` | a stand-in that sees use after free, leaks and double retirement | the same stand-in |
 //! | constructors | `const` | not `const` (see `const_fn!`) | `const` |
 //! | shared pages | `repr(C)`, the layout of Linux's ring | the checker's atomics: larger, no layout | as loom |
@@ -50,6 +51,7 @@ use shuttle as backend;
 #[cfg(feature = "table")]
 pub mod reclaim;
 
+pub(crate) use backend::contain;
 pub use backend::{Track, atomic, cell, hint};
 
 #[cfg(any(feature = "std", loom, shuttle))]

@@ -77,6 +77,19 @@ impl<T> Track<T> {
     }
 }
 
+/// Calls the user's code, whose panic ends nothing but itself; the panic hook has
+/// reported it.
+#[cfg(feature = "std")]
+pub(crate) fn contain(call: impl FnOnce()) {
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+}
+
+/// Calls the user's code, which must not unwind.
+#[cfg(not(feature = "std"))]
+pub(crate) fn contain(call: impl FnOnce()) {
+    call();
+}
+
 /// Threads, for models and for embedders with `std`.
 #[cfg(feature = "std")]
 pub mod thread {

@@ -96,6 +96,11 @@ impl<T> Track<T> {
     }
 }
 
+/// Calls the user's code, whose panic fails the model.
+pub(crate) fn contain(call: impl FnOnce()) {
+    call();
+}
+
 /// Threads, for models.
 pub mod thread {
     pub use shuttle::thread::{JoinHandle, spawn, yield_now};

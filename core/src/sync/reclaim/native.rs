@@ -87,7 +87,7 @@ impl<T: Send + Sync> Cell<T> {
     /// # Safety
     ///
     /// All calls on one cell are with the same collector.
-    pub unsafe fn get<'g>(&self, pinned: &'g Pinned<'_>) -> Option<&'g T> {
+    pub unsafe fn get<'g>(&'g self, pinned: &'g Pinned<'_>) -> Option<&'g T> {
         // Ordering: Acquire pairs with the Release in `put`.
         let shared = self.0.load(Ordering::Acquire, &pinned.0);
         // SAFETY: null, or from `put` and dropped only by `retire_if`, which
@@ -102,7 +102,7 @@ impl<T: Send + Sync> Cell<T> {
     ///
     /// All calls on one cell are with the same collector.
     pub unsafe fn retire_if<'g>(
-        &self,
+        &'g self,
         pinned: &'g Pinned<'_>,
         which: impl Fn(&T) -> bool,
     ) -> Option<&'g T>
@@ -127,6 +127,8 @@ impl<T: Send + Sync> Cell<T> {
         // SAFETY: unreachable for who pins from now on; taken out by this
         // caller alone; `T` is Send, so that any thread may drop it.
         unsafe { pinned.0.defer_destroy(shared) };
+        // Not kept back with this participant until it has retired more.
+        pinned.0.flush();
         Some(value)
     }
 }

@@ -282,7 +282,7 @@ impl<T: Send + Sync> Cell<T> {
     /// # Safety
     ///
     /// All calls on one cell are with the same collector.
-    pub unsafe fn get<'g>(&self, _pinned: &'g Pinned<'_>) -> Option<&'g T> {
+    pub unsafe fn get<'g>(&'g self, _pinned: &'g Pinned<'_>) -> Option<&'g T> {
         // Ordering: Acquire pairs with the Release in `put`, as natively.
         let node = self.node.load(Ordering::Acquire);
         // SAFETY: nodes live as long as the cell, freed or not.
@@ -299,7 +299,7 @@ impl<T: Send + Sync> Cell<T> {
     ///
     /// All calls on one cell are with the same collector.
     pub unsafe fn retire_if<'g>(
-        &self,
+        &'g self,
         pinned: &'g Pinned<'_>,
         which: impl Fn(&T) -> bool,
     ) -> Option<&'g T>
