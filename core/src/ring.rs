@@ -37,7 +37,7 @@
 //!
 //! # Room
 //!
-//! [`Ring::push`] checks against `head`. [`Ring::publish`] does not: its caller
+//! [`Ring::push`] checks against `head`. `Ring::publish` does not: its caller
 //! has reserved the room before, as the [context](crate::context) does with its
 //! slots. The reservation is what makes completing infallible.
 //!
@@ -314,6 +314,15 @@ impl<'m> Cells<'m> {
     }
 }
 
+/// What only producers write, on a cache line of their own.
+#[derive(Debug)]
+struct Producers {
+    /// The next position to be taken.
+    tail: AtomicU64,
+    /// A `head` that some producer has seen. Room that it leaves is room.
+    seen_head: AtomicU64,
+}
+
 /// What only Abi mode uses.
 #[derive(Debug)]
 struct Projection {
@@ -342,7 +351,7 @@ struct Projection {
 /// ```
 #[derive(Debug)]
 pub struct Ring<M> {
-    tail: Padded<AtomicU64>,
+    producers: Padded<Producers>,
     head: Padded<AtomicU64>,
     projection: Padded<Projection>,
     memory: M,
@@ -361,7 +370,10 @@ impl<M: RingMemory> Ring<M> {
         /// the wrap. With a header, `position` must be a multiple of the ring.
         pub const fn new_at(memory: M, position: u64) -> Self {
             Self {
-                tail: Padded(AtomicU64::new(position)),
+                producers: Padded(Producers {
+                    tail: AtomicU64::new(position),
+                    seen_head: AtomicU64::new(position),
+                }),
                 head: Padded(AtomicU64::new(position)),
                 projection: Padded(Projection {
                     pending: AtomicU64::new(0),
@@ -472,7 +484,7 @@ impl<M: RingMemory> Ring<M> {
             // last lap two had the same slot, so its reaper, and with it this
             // position's, happens before our write. (See `docs/ring.md`; a
             // checker without load buffering cannot see it missing.)
-            let at = self.tail.fetch_add(run as u64, Ordering::AcqRel);
+            let at = self.producers.tail.fetch_add(run as u64, Ordering::AcqRel);
             self.write(at, run, events.by_ref());
             if let Some(header) = self.memory.header() {
                 self.project(header);
@@ -499,27 +511,35 @@ impl<M: RingMemory> Ring<M> {
         let capacity = self.capacity() as u64;
         let wanted = events.len().min(MAX_RUN);
         // Ordering: Relaxed. The compare-and-swap below decides.
-        let mut tail = self.tail.load(Ordering::Relaxed);
+        let mut tail = self.producers.tail.load(Ordering::Relaxed);
         loop {
-            // Ordering: Acquire pairs with the Release that moves `head`: what
-            // lies behind it has been copied.
-            let head = self.head.load(Ordering::Acquire);
-            // Our `tail` may be older than `head`: then try, and learn.
-            let used = tail.wrapping_sub(head) as i64;
-            let room = capacity.saturating_sub(used.max(0) as u64) as usize;
+            let room = |head: u64| {
+                // Our `tail` may be older than `head`: then try, and learn.
+                let used = tail.wrapping_sub(head) as i64;
+                capacity.saturating_sub(used.max(0) as u64) as usize
+            };
             let mut n = wanted;
-            if room < wanted {
-                // Cold, so that it is a branch: were `n` computed from `head`,
-                // the compare-and-swap would wait for that cache line.
+            // `head` itself is on a line that every reaper writes: look there
+            // only when what was seen before is not enough.
+            //
+            // Ordering: Acquire pairs with the Release below, whose producer
+            // acquired it from `head`.
+            if room(self.producers.seen_head.load(Ordering::Acquire)) < wanted {
                 core::hint::cold_path();
-                n = room;
+                // Ordering: Acquire pairs with the Release that moves `head`:
+                // what lies behind it has been copied.
+                let head = self.head.load(Ordering::Acquire);
+                // Ordering: Release, as said above. It may go back, when another
+                // producer has seen more: a smaller bound is one as well.
+                self.producers.seen_head.store(head, Ordering::Release);
+                n = wanted.min(room(head));
             }
             if n == 0 {
                 return 0;
             }
             // Ordering: Relaxed. Positions are only counted here; room came
             // with `head`, and the mark publishes.
-            match self.tail.compare_exchange_weak(
+            match self.producers.tail.compare_exchange_weak(
                 tail,
                 tail.wrapping_add(n as u64),
                 Ordering::Relaxed,
