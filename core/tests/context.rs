@@ -290,6 +290,7 @@ fn more_destroyers_than_a_batch_of_wakers() {
     }
 }
 
+#[cfg(feature = "std")]
 #[test]
 fn a_panicking_waker_loses_nobody() {
     struct Bad;

@@ -2,7 +2,7 @@
 //! one.
 //!
 //! Who is [pinned](Participant::pin) may use what it reads from a [`Cell`] until
-//! it unpins; what is [retired](Cell::retire) is dropped when everybody has
+//! it unpins; what is [retired](Cell::retire_if) is dropped when everybody has
 //! unpinned who could have read it. It only *defers*: it never tells that *now*
 //! nobody uses the old value.
 //!
