@@ -1,0 +1,499 @@
+//! Contexts: where requests go in and completions come out.
+
+use std::{
+    fmt,
+    future::Future,
+    ops::RangeInclusive,
+    pin::pin,
+    sync::Arc,
+    task::{self, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use uaio_core::{
+    Errno,
+    context::{self, Expired, Handle, Reservations},
+    ring, slots,
+};
+
+use crate::{
+    op::Op,
+    pool::{Pool, as_result},
+    raw::Iocb,
+};
+
+type Batch<'c> = context::Batch<'c, ring::Boxed, slots::Boxed<Op>>;
+
+/// How many completions are taken out of the core at once.
+const CHUNK: usize = 32;
+
+/// A completed request.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Completion {
+    /// The submitter's own value.
+    pub data: u64,
+    /// What it came to: bytes, or zero for an operation without any.
+    pub result: Result<usize, Errno>,
+    /// Whether the submitter did all of it, without a worker.
+    pub inline: bool,
+    /// The request, with its buffers. It can be submitted again.
+    pub op: Op,
+    /// Its name, which names nothing any more.
+    pub handle: Handle,
+}
+
+/// Makes a [`Context`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    capacity: usize,
+    workers: RangeInclusive<usize>,
+}
+
+impl Builder {
+    /// How many worker threads there are: from the fewest, which are started
+    /// with the context, to the most, as there is work. By default 1 to 8.
+    ///
+    /// A worker that finds nothing to do for five seconds leaves.
+    pub fn workers(mut self, workers: RangeInclusive<usize>) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Makes the context, and starts its first workers.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL: the capacity is zero or above 2^24, or the range of workers is
+    /// empty or begins with zero. EAGAIN: the system has no thread left.
+    pub fn build(self) -> Result<Context, Errno> {
+        let pool = Pool::new(self.capacity, self.workers)?;
+        Ok(Context(Arc::new(Owner(pool))))
+    }
+}
+
+/// A context: takes requests, gives completions.
+///
+/// A handle to it, cheap to clone; any thread may use any of them at any time.
+/// When the last is dropped the context is [destroyed](Self::destroy).
+///
+/// # Room
+///
+/// A context of capacity *n* holds *n* requests, from their submission until
+/// their completions are taken out. There is always room for a completion.
+///
+/// # Order
+///
+/// None, neither of execution nor of completions.
+#[derive(Clone)]
+pub struct Context(Arc<Owner>);
+
+static_assertions::assert_impl_all!(Context: Send, Sync);
+static_assertions::assert_impl_all!(Op: Send);
+
+/// What the users' handles share; the workers do not keep it alive.
+struct Owner(Arc<Pool>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        destroy(&self.0);
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pool().core.fmt(f)
+    }
+}
+
+impl Context {
+    /// A context for `capacity` requests, with the default number of workers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::build`].
+    pub fn new(capacity: usize) -> Result<Self, Errno> {
+        Self::builder(capacity).build()
+    }
+
+    /// For a context for `capacity` requests.
+    pub fn builder(capacity: usize) -> Builder {
+        Builder {
+            capacity,
+            workers: 1..=8,
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.0.0
+    }
+
+    /// How many requests there can be.
+    pub fn capacity(&self) -> usize {
+        self.pool().core.capacity()
+    }
+
+    /// Submits requests in their order, and tells how many were accepted.
+    ///
+    /// An accepted request leaves `ops`; its [handle](Op::handle) remains in its
+    /// place. From the first one that is refused on they all stay.
+    ///
+    /// Does not wait for devices or for other requests. It copies from and to the
+    /// page cache, unless told [otherwise](Op::offload).
+    ///
+    /// # Errors
+    ///
+    /// Why the *first* was refused; of a later one, submitting it again tells.
+    /// EAGAIN: there is no room, take completions out first. EINVAL: the request
+    /// makes no sense (an offset above 2^63 - 1, more than 1,024 buffers, or only
+    /// a handle of one that was accepted before), or the context is destroyed.
+    ///
+    /// ```
+    /// use uaio::{Context, Errno, Op};
+    ///
+    /// let context = Context::new(2)?;
+    /// let mut ops = [Op::nop(), Op::nop(), Op::nop()];
+    /// assert_eq!(context.submit(&mut ops)?, 2);
+    /// assert!(ops[1].handle().is_some() && ops[2].handle().is_none());
+    /// assert_eq!(context.submit(&mut ops[2..]), Err(Errno::EAGAIN));
+    /// # Ok::<(), Errno>(())
+    /// ```
+    pub fn submit(&self, ops: &mut [Op]) -> Result<usize, Errno> {
+        let mut submission = Submission::new(self.pool());
+        let total = ops.len();
+        for (n, place) in ops.iter_mut().enumerate() {
+            match submission.accept(place, total - n) {
+                Ok(handle) => *place = Op::accepted(handle),
+                Err(errno) if n == 0 => return Err(errno),
+                Err(_) => return Ok(n),
+            }
+        }
+        Ok(total)
+    }
+
+    /// As [`submit`](Self::submit), for requests by address.
+    ///
+    /// The handle of an accepted one is written into its iocb, which is not used
+    /// otherwise after the call. Completions of raw requests carry no buffers,
+    /// only the handle.
+    ///
+    /// # Errors
+    ///
+    /// As for `submit`, and EBADF: the descriptor is not open. EINVAL: it is
+    /// neither a regular file nor a block device; an unknown opcode; a negative
+    /// offset; more than 1,024 vectors or 2^63 - 1 bytes. EFAULT: an array of
+    /// vectors at address zero, or not aligned.
+    ///
+    /// # Safety
+    ///
+    /// Until the completion of an accepted request is taken out or the context is
+    /// destroyed: the descriptor stays open; the memory stays valid (for writes,
+    /// if it is to be read into) and nobody else accesses it, other than to read
+    /// what is to be written. Until the call returns: an array of vectors is valid
+    /// for reads.
+    ///
+    /// ```
+    /// use std::os::fd::AsRawFd;
+    /// use uaio::{Context, Iocb};
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// let mut bytes = *b"raw";
+    /// let context = Context::new(1)?;
+    /// let mut iocbs = [Iocb::new(Iocb::PWRITE, file.as_raw_fd(), bytes.as_mut_ptr(), 3, 0)];
+    /// // SAFETY: `file` and `bytes` are still there when the completion is.
+    /// unsafe { context.submit_raw(&mut iocbs)? };
+    ///
+    /// let mut events = Vec::new();
+    /// context.getevents(1, 1, None, &mut events)?;
+    /// assert_eq!(events[0].result, Ok(3));
+    /// assert_eq!(iocbs[0].handle, Some(events[0].handle));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub unsafe fn submit_raw(&self, iocbs: &mut [Iocb]) -> Result<usize, Errno> {
+        let mut submission = Submission::new(self.pool());
+        let mut last = None;
+        let total = iocbs.len();
+        for (n, iocb) in iocbs.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            let op = unsafe { iocb.to_op(&mut last) };
+            match op.and_then(|mut op| submission.accept(&mut op, total - n)) {
+                Ok(handle) => iocb.handle = Some(handle),
+                Err(errno) if n == 0 => return Err(errno),
+                Err(_) => return Ok(n),
+            }
+        }
+        Ok(total)
+    }
+
+    /// Takes out completions, from `min_nr` to `nr` of them, appends them to
+    /// `events`, and tells how many.
+    ///
+    /// Waits until there are `min_nr`, the time is up or the context is
+    /// destroyed; then it may be fewer. `None` is no limit; zero does not wait.
+    /// Blocks by parking the thread.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL: `min_nr` is above `nr`; or the context is destroyed and there is
+    /// none left.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use uaio::{Context, Op};
+    ///
+    /// let context = Context::new(4)?;
+    /// let mut events = Vec::new();
+    /// // Nothing was submitted: the time is up.
+    /// let limit = Some(Duration::from_millis(1));
+    /// assert_eq!(context.getevents(1, 4, limit, &mut events), Ok(0));
+    /// # Ok::<(), uaio::Errno>(())
+    /// ```
+    pub fn getevents(
+        &self,
+        min_nr: usize,
+        nr: usize,
+        timeout: Option<Duration>,
+        events: &mut Vec<Completion>,
+    ) -> Result<usize, Errno> {
+        if min_nr > nr {
+            return Err(Errno::EINVAL);
+        }
+        let mut up = timeout == Some(Duration::ZERO);
+        // A limit that the clock cannot express is none.
+        let deadline = timeout.and_then(|limit| Instant::now().checked_add(limit));
+        let core = &self.pool().core;
+        let mut got = 0;
+        loop {
+            // Looked at first: once the end is over, what is not there now will
+            // not come.
+            let ended = core.is_destroyed();
+            got += self.reap(nr - got, events)?;
+            if got >= min_nr || up {
+                return if got == 0 && ended {
+                    Err(Errno::EINVAL)
+                } else {
+                    Ok(got)
+                };
+            }
+            up = !self.wait((min_nr - got).min(self.capacity()), deadline);
+        }
+    }
+
+    /// Takes out up to `nr` completions.
+    fn reap(&self, nr: usize, events: &mut Vec<Completion>) -> Result<usize, Errno> {
+        let mut chunk = [const { None }; CHUNK];
+        let mut got = 0;
+        while got < nr {
+            let wanted = (nr - got).min(CHUNK);
+            let n = self.pool().core.reap(&mut chunk[..wanted])?;
+            events.extend(chunk.iter_mut().flat_map(Option::take).map(completion));
+            got += n;
+            if n < wanted {
+                break;
+            }
+        }
+        Ok(got)
+    }
+
+    /// Waits until there are `n` completions. `false`: the time was up before, or
+    /// the context is destroyed.
+    fn wait(&self, n: usize, deadline: Option<Instant>) -> bool {
+        let Ok(wait) = self.pool().core.wait(n) else {
+            return false;
+        };
+        let mut wait = pin!(wait);
+        let waker = unpark();
+        let mut task = task::Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(enough) = wait.as_mut().poll(&mut task) {
+                return enough.is_ok();
+            }
+            let Some(deadline) = deadline else {
+                thread::park();
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return wait.as_mut().expire() == Expired::Woken;
+            }
+            thread::park_timeout(left);
+        }
+    }
+
+    /// Cancels a request. Its completion comes in any case.
+    ///
+    /// `Ok`: it was queued, and is complete now, with ECANCELED; or, if a part of
+    /// it had been transferred, with the number of those bytes.
+    ///
+    /// # Errors
+    ///
+    /// EINPROGRESS: a worker has it, and will end it with its real result.
+    /// EALREADY: it is complete, or its worker was asked before. ENOENT: its
+    /// completion was taken out.
+    ///
+    /// ```
+    /// use uaio::{Context, Errno, Op};
+    ///
+    /// let context = Context::new(1)?;
+    /// let mut ops = [Op::nop().offload()];
+    /// context.submit(&mut ops)?;
+    /// let handle = ops[0].handle().unwrap();
+    /// let cancelled = context.cancel(handle);
+    ///
+    /// let mut events = Vec::new();
+    /// context.getevents(1, 1, None, &mut events)?;
+    /// match cancelled {
+    ///     Ok(()) => assert_eq!(events[0].result, Err(Errno::ECANCELED)),
+    ///     // A worker was faster.
+    ///     Err(_) => assert_eq!(events[0].result, Ok(0)),
+    /// }
+    /// assert_eq!(context.cancel(handle), Err(Errno::ENOENT));
+    /// # Ok::<(), Errno>(())
+    /// ```
+    pub fn cancel(&self, handle: Handle) -> Result<(), Errno> {
+        self.pool().cancel(handle)
+    }
+
+    /// Ends the context for all who have a handle to it: refuses what is new,
+    /// cancels what is queued, waits for what is running, and ends the workers.
+    ///
+    /// Those who wait in [`getevents`](Self::getevents) return. Afterwards the
+    /// remaining completions can still be taken out; if nobody does, they are
+    /// dropped with the last handle. May be called any number of times, by several
+    /// threads at once; each call returns when it is over.
+    ///
+    /// ```
+    /// use uaio::{Context, Errno, Op};
+    ///
+    /// let context = Context::new(1)?;
+    /// context.submit(&mut [Op::nop()])?;
+    /// context.destroy();
+    /// assert_eq!(context.submit(&mut [Op::nop()]), Err(Errno::EINVAL));
+    ///
+    /// let mut events = Vec::new();
+    /// assert_eq!(context.getevents(1, 1, None, &mut events), Ok(1));
+    /// assert_eq!(context.getevents(1, 1, None, &mut events), Err(Errno::EINVAL));
+    /// # Ok::<(), Errno>(())
+    /// ```
+    pub fn destroy(&self) {
+        destroy(self.pool());
+    }
+}
+
+fn destroy(pool: &Pool) {
+    pool.close();
+    let mut over = pin!(pool.core.destroy(|_| {}));
+    let waker = unpark();
+    let mut task = task::Context::from_waker(&waker);
+    while over.as_mut().poll(&mut task).is_pending() {
+        thread::park();
+    }
+    pool.join();
+}
+
+fn completion(done: context::Completion<Op>) -> Completion {
+    let context::Completion {
+        event,
+        mut payload,
+        handle,
+    } = done;
+    Completion {
+        data: event.data,
+        result: match usize::try_from(event.res) {
+            Ok(n) => Ok(n),
+            Err(_) => Err(i32::try_from(-event.res)
+                .ok()
+                .and_then(Errno::from_raw)
+                .unwrap_or(Errno::EIO)),
+        },
+        inline: !payload.progress().handed_off,
+        op: payload.give_back(handle),
+        handle,
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Wakes the calling thread.
+fn unpark() -> Waker {
+    Arc::new(Unpark(thread::current())).into()
+}
+
+/// One call of `submit`. At its end, whichever way, what was completed is
+/// delivered and what was queued is called out.
+struct Submission<'c> {
+    pool: &'c Arc<Pool>,
+    room: Option<Reservations<'c, ring::Boxed, slots::Boxed<Op>>>,
+    batch: Batch<'c>,
+    queued: bool,
+}
+
+impl<'c> Submission<'c> {
+    fn new(pool: &'c Arc<Pool>) -> Self {
+        Self {
+            pool,
+            room: None,
+            batch: pool.core.batch(),
+            queued: false,
+        }
+    }
+
+    /// Accepts the request at `place`, or leaves it there. `wanted` requests,
+    /// this one included, are still to come.
+    fn accept(&mut self, place: &mut Op, wanted: usize) -> Result<Handle, Errno> {
+        place.check()?;
+        let reservation = self.reserve(wanted)?;
+        let mut op = place.take();
+        let result = op.attempt();
+        op.progress().handed_off = result.is_none();
+        let iocb = slots::Iocb {
+            data: op.data,
+            obj: 0,
+        };
+        let request = reservation.fill(iocb, op);
+        Ok(match result {
+            Some(result) => {
+                let claim = request.claim();
+                let handle = claim.handle();
+                self.batch.push(claim, as_result(result), 0);
+                handle
+            }
+            None => {
+                self.queued = true;
+                self.pool.queue(request)
+            }
+        })
+    }
+
+    fn reserve(
+        &mut self,
+        wanted: usize,
+    ) -> Result<context::Reservation<'c, ring::Boxed, slots::Boxed<Op>>, Errno> {
+        if let Some(reservation) = self.room.as_mut().and_then(Iterator::next) {
+            return Ok(reservation);
+        }
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let room = self.room.insert(self.pool.core.reserve(wanted)?);
+        room.next().ok_or(Errno::EAGAIN)
+    }
+}
+
+impl Drop for Submission<'_> {
+    fn drop(&mut self) {
+        if self.queued {
+            self.pool.call();
+        }
+    }
+}

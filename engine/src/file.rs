@@ -1,0 +1,205 @@
+//! Files: a descriptor, and what is known of it.
+
+use std::{
+    error::Error,
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, OnceLock},
+};
+
+use rustix::fs::{FileType, OFlags};
+use uaio_core::Errno;
+
+use crate::sys::{self, Direction};
+
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+const PROC_SUPER_MAGIC: u32 = 0x9fa0;
+
+/// An open file that requests can be made for: regular, or a block device.
+///
+/// Clones share the descriptor, as does each request under way; it is closed
+/// with the last of them. Whether the file is opened with O_DIRECT or O_SYNC is
+/// looked at once, here: changing it later by `fcntl` may make a submission
+/// block.
+///
+/// ```
+/// use uaio::{Errno, File};
+///
+/// assert!(File::new(tempfile::tempfile()?).is_ok());
+///
+/// // What is refused comes back with the error.
+/// let (reader, _writer) = std::io::pipe()?;
+/// let unfit = File::new(reader).unwrap_err();
+/// assert_eq!(unfit.errno(), Errno::EINVAL);
+/// let _reader = std::io::PipeReader::from(unfit.into_fd());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct File(Arc<Open>);
+
+#[derive(Debug)]
+struct Open {
+    fd: Descriptor,
+    access: Access,
+}
+
+#[derive(Debug)]
+enum Descriptor {
+    Owned(OwnedFd),
+    /// Open until the completion, by the contract of raw submission.
+    Raw(BorrowedFd<'static>),
+}
+
+impl File {
+    /// Takes a descriptor, which may be a [`std::fs::File`].
+    ///
+    /// # Errors
+    ///
+    /// EINVAL when it is neither a regular file nor a block device; else what
+    /// `fstat`, `fstatfs` or `fcntl` said. The descriptor is in the error.
+    pub fn new(fd: impl Into<OwnedFd>) -> Result<Self, Unfit> {
+        let fd = fd.into();
+        match Access::of(fd.as_fd()) {
+            Ok(access) => Ok(Self::open(Descriptor::Owned(fd), access)),
+            Err(errno) => Err(Unfit { errno, fd }),
+        }
+    }
+
+    /// For a raw request: does not keep the descriptor open.
+    pub(crate) fn raw(fd: BorrowedFd<'static>) -> Result<Self, Errno> {
+        Access::of(fd).map(|access| Self::open(Descriptor::Raw(fd), access))
+    }
+
+    fn open(fd: Descriptor, access: Access) -> Self {
+        Self(Arc::new(Open { fd, access }))
+    }
+
+    pub(crate) fn is_raw(&self) -> bool {
+        matches!(self.0.fd, Descriptor::Raw(_))
+    }
+
+    pub(crate) fn access(&self) -> &Access {
+        &self.0.access
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0.fd {
+            Descriptor::Owned(fd) => fd.as_fd(),
+            Descriptor::Raw(fd) => *fd,
+        }
+    }
+}
+
+/// Why a descriptor is not a [`File`], and the descriptor.
+#[derive(Debug)]
+pub struct Unfit {
+    errno: Errno,
+    fd: OwnedFd,
+}
+
+impl Unfit {
+    /// Why.
+    pub fn errno(&self) -> Errno {
+        self.errno
+    }
+
+    /// The descriptor, unchanged.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.errno {
+            Errno::EINVAL => f.write_str("neither a regular file nor a block device"),
+            errno => io::Error::from(errno).fmt(f),
+        }
+    }
+}
+
+impl Error for Unfit {}
+
+/// Loses the descriptor, which is closed.
+impl From<Unfit> for io::Error {
+    fn from(unfit: Unfit) -> Self {
+        unfit.errno.into()
+    }
+}
+
+/// How requests on a descriptor are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the submitter: it does not wait for a device.
+    Inline,
+    /// By the submitter as far as it goes without blocking, then by a worker.
+    Nowait,
+    /// By a worker.
+    Worker,
+}
+
+/// What is known of an open file.
+#[derive(Debug)]
+pub(crate) struct Access {
+    way: Way,
+    /// Set when `RWF_NOWAIT` is found not to work, or not to be enough.
+    blocking_reads: OnceLock<()>,
+    blocking_writes: OnceLock<()>,
+}
+
+impl Access {
+    pub(crate) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(fd).map_err(sys::errno)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::BlockDevice => {}
+            _ => return Err(Errno::EINVAL),
+        }
+        let flags = rustix::fs::fcntl_getfl(fd).map_err(sys::errno)?;
+        let way = match rustix::fs::fstatfs(fd).map_err(sys::errno)?.f_type as u32 {
+            // A block device lives in a tmpfs, but is none.
+            TMPFS_MAGIC | RAMFS_MAGIC if FileType::from_raw_mode(stat.st_mode).is_file() => {
+                Way::Inline
+            }
+            PROC_SUPER_MAGIC => Way::Worker,
+            _ if flags.contains(OFlags::DIRECT) => Way::Worker,
+            _ => Way::Nowait,
+        };
+        let access = Self {
+            way,
+            blocking_reads: OnceLock::new(),
+            blocking_writes: OnceLock::new(),
+        };
+        if flags.contains(OFlags::DSYNC) {
+            // RWF_NOWAIT does not keep the write from waiting for the device
+            // once the page cache has it. O_SYNC includes O_DSYNC.
+            access.give_up_nowait(Direction::Write);
+        }
+        Ok(access)
+    }
+
+    pub(crate) fn way(&self, direction: Direction) -> Way {
+        match self.way {
+            Way::Nowait if self.latch(direction).get().is_some() => Way::Worker,
+            way => way,
+        }
+    }
+
+    /// Whether all is done by the submitter.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.way == Way::Inline
+    }
+
+    pub(crate) fn give_up_nowait(&self, direction: Direction) {
+        let _ = self.latch(direction).set(());
+    }
+
+    fn latch(&self, direction: Direction) -> &OnceLock<()> {
+        match direction {
+            Direction::Read => &self.blocking_reads,
+            Direction::Write => &self.blocking_writes,
+        }
+    }
+}

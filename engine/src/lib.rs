@@ -1,0 +1,19 @@
+#![cfg_attr(not(any(loom, shuttle)), doc = include_str!("../README.md"))]
+#![cfg_attr(any(loom, shuttle), doc = "Empty under a checker.")]
+#![cfg(all(target_os = "linux", not(any(loom, shuttle))))]
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("uaio needs a 64-bit target: file offsets are passed in one register");
+
+mod context;
+mod file;
+mod op;
+mod pool;
+mod raw;
+mod sys;
+
+pub use context::{Builder, Completion, Context};
+pub use file::{File, Unfit};
+pub use op::Op;
+pub use raw::Iocb;
+pub use uaio_core::{Errno, context::Handle};
