@@ -1,0 +1,58 @@
+//! Contexts leave nothing behind. Alone in its process, which it counts.
+#![cfg(not(any(loom, shuttle)))]
+
+mod common;
+
+use std::{fs, thread, time::Duration};
+
+use common::Rng;
+use uaio::{Context, File, Op};
+
+fn count(directory: &str) -> usize {
+    fs::read_dir(directory).unwrap().count()
+}
+
+fn fds_and_threads() -> (usize, usize) {
+    (count("/proc/self/fd"), count("/proc/self/task"))
+}
+
+#[test]
+fn a_thousand_contexts_leave_nothing_behind() {
+    let mut rng = Rng::seeded();
+    let before = fds_and_threads();
+    for round in 0..1_000 {
+        let context = Context::builder(32).workers(1..=4).build().unwrap();
+        let file = File::new(tempfile::tempfile().unwrap()).unwrap();
+        let mut ops: Vec<_> = (0..32)
+            .map(|n| {
+                let op = Op::pwrite(&file, vec![1; 512], n * 512);
+                if rng.below(2) == 0 { op } else { op.offload() }
+            })
+            .collect();
+        assert_eq!(context.submit(&mut ops), Ok(32));
+        let mut events = Vec::new();
+        let moment = Some(Duration::from_micros(10));
+        context
+            .getevents(rng.below(32), 32, moment, &mut events)
+            .unwrap();
+        match round % 3 {
+            0 => context.destroy(),
+            1 => thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| context.destroy());
+                }
+            }),
+            // Dropped.
+            _ => {}
+        }
+    }
+    // A thread that was joined is gone for the process, but its directory may
+    // be a moment longer in sight.
+    for _ in 0..100 {
+        if fds_and_threads() == before {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(fds_and_threads(), before);
+}
