@@ -20,6 +20,11 @@
 //! | users, end | refused | uncounts; the last closes `idle` | not the first |
 //! | 0, end | refused | – | not the first |
 //!
+//! Who is refused is never counted, not even for a moment: else it could be the
+//! last to uncount, and close while the real last one, between uncounting and
+//! closing, still has its last touch to come. Hence a compare-and-swap that adds
+//! only what may be added.
+//!
 //! The first destroyer is counted, so that what it does on the way (cancelling
 //! what can be cancelled) is over too before any destroyer returns.
 

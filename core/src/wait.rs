@@ -338,13 +338,12 @@ impl WaitQueue {
     /// Wakes everybody, for good. Callable from any context; the last touch of
     /// the queue is the store that makes [`is_closed`](Self::is_closed) true.
     ///
-    /// Only once; nothing else may be called by who learned that it is closed.
-    /// A [`wake`](Self::wake) may run meanwhile, but it still touches the queue:
+    /// Nothing else may be called by who learned that it is closed. A [`wake`](Self::wake) may run meanwhile, but it still touches the queue:
     /// who frees it waits for its wakers by other means.
     pub fn close(&self) {
         // Ordering: AcqRel, as in `wake_now`.
         let before = self.word.fetch_or(LOCKED | CLOSING, Ordering::AcqRel);
-        if before & LOCKED == 0 {
+        if before & (LOCKED | CLOSED) == 0 {
             self.serve_and_unlock(&|_, _| true);
         }
     }
@@ -437,31 +436,18 @@ impl WaitQueue {
     }
 
     fn lock(&self) -> Result<(), Closed> {
-        // Ordering: Relaxed. The compare-and-swap decides, except for CLOSED.
-        let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            if word & CLOSED != 0 {
-                // Ordering: Acquire, as in `is_closed`.
-                fence(Ordering::Acquire);
+            // Ordering: Acquire: the list; through a waker's RMW what it
+            // published before it found nobody to wake; and as in `is_closed`.
+            let before = self.word.fetch_or(LOCKED, Ordering::Acquire);
+            // Closed for good: there the bit means nothing.
+            if before & CLOSED != 0 {
                 return Err(Closed);
             }
-            if word & LOCKED != 0 {
-                hint::spin_loop();
-                // Ordering: Relaxed, as above.
-                word = self.word.load(Ordering::Relaxed);
-                continue;
+            if before & LOCKED == 0 {
+                return Ok(());
             }
-            // Ordering: Acquire: the list, and through a waker's RMW what it
-            // published before it found nobody to wake.
-            match self.word.compare_exchange_weak(
-                word,
-                word | LOCKED,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Ok(()),
-                Err(now) => word = now,
-            }
+            hint::spin_loop();
         }
     }
 

@@ -37,7 +37,8 @@ pub mod thread {
 
     /// Lets one thread sleep until another one says otherwise.
     ///
-    /// Not loom's own `park`: that forgets its token when the thread yields.
+    /// Not loom's own `park`: that forgets its token when the thread yields, and
+    /// with a token beside it still reports deadlocks that are none.
     #[derive(Debug)]
     pub struct Parker {
         token: Mutex<bool>,
