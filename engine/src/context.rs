@@ -236,7 +236,8 @@ impl Context {
     /// # Errors
     ///
     /// EINVAL: `min_nr` is above `nr`; or the context is destroyed and there is
-    /// none left.
+    /// none. While [`destroy`](Self::destroy) still waits for what is running,
+    /// that means none yet: look again when it has returned.
     ///
     /// ```
     /// use std::time::Duration;
@@ -265,8 +266,8 @@ impl Context {
         let core = &self.pool().core;
         let mut got = 0;
         loop {
-            // Looked at first: once the end is over, what is not there now will
-            // not come.
+            // Looked at first: what was there before the end was called is
+            // reaped before that is told.
             let ended = core.is_destroyed();
             got += self.reap(nr - got, events)?;
             if got >= min_nr || up {
@@ -454,6 +455,11 @@ impl<'c> Submission<'c> {
     /// this one included, are still to come.
     fn accept(&mut self, place: &mut Op, wanted: usize) -> Result<Handle, Errno> {
         place.check()?;
+        // Also of a submission that has its room already: what it does itself
+        // is no shorter for being many.
+        if self.pool.core.is_destroyed() {
+            return Err(Errno::EINVAL);
+        }
         let reservation = self.reserve(wanted)?;
         let mut op = place.take();
         let result = op.attempt();
