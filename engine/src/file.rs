@@ -177,6 +177,11 @@ impl Access {
             // once the page cache has it. O_SYNC includes O_DSYNC.
             access.give_up_nowait(Direction::Write);
         }
+        if flags.contains(OFlags::APPEND) {
+            // One call, or others' records come to stand within this one: where
+            // a part went to the end, the rest goes to another end.
+            access.give_up_nowait(Direction::Write);
+        }
         Ok(access)
     }
 
