@@ -19,7 +19,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lexopt::{Arg, Parser, ValueExt};
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
     iterator::Signals,
 };
 use uaio::{Context, File};
@@ -43,8 +43,8 @@ Usage: copy SRC DST [--depth N] [--block BYTES]
 SRC is copied up to where it ends: also what is appended meanwhile. If it
 becomes shorter, that is an error.
 
-Ends with 0; 1 for an error; 2 for a wrong option; 130 or 143 when
-interrupted.";
+Ends with 0; 1 for an error; 2 for a wrong option; 129, 130 or 143
+when interrupted.";
 
 /// How it ends if not well: a line for the user, and a code for the caller.
 struct Fatal {
@@ -243,16 +243,30 @@ fn resolve(dst: &Path, from: &fs::Metadata) -> Result<PathBuf, Fatal> {
 /// is waited for, and who waits for events returns.
 fn listen(context: &Context) -> Result<Arc<OnceLock<i32>>, Fatal> {
     let interrupted = Arc::new(OnceLock::new());
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM]).map_err(|error| Fatal::at(Path::new("signals"), error))?;
+    let failed = |error| Fatal::at(Path::new("signals"), error);
+    let mut signals = [SIGHUP, SIGINT, SIGTERM].to_vec();
+    // Not if the caller has them ignored, as `nohup` does.
+    signals.retain(|&signal| !ignored(signal));
+    // Not to die of it: then a write above the limit answers EFBIG.
+    signals.push(SIGXFSZ);
+    let mut signals = Signals::new(signals).map_err(failed)?;
     let (context, tell) = (context.clone(), Arc::clone(&interrupted));
-    thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+    let listener = move || {
+        for signal in signals.forever().filter(|&signal| signal != SIGXFSZ) {
             let _ = tell.set(signal);
             context.destroy();
         }
-    });
+    };
+    thread::Builder::new().spawn(listener).map_err(failed)?;
     Ok(interrupted)
+}
+
+/// Whether the process was started with the signal ignored.
+fn ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// Only for somebody who looks.

@@ -8,6 +8,9 @@ use std::{
 use rustix::fs::SeekFrom;
 use uaio::{Completion, Context, Errno, File, Op};
 
+/// About how many bytes are started between two looks at what is done.
+const AT_ONCE: usize = 16 << 20;
+
 /// What failed, and how.
 pub(crate) enum Failure {
     Source(io::Error),
@@ -91,13 +94,16 @@ impl<'a> Transfer<'a> {
     pub(crate) fn run(mut self, progress: impl Fn(u64)) -> Result<Report, Failure> {
         let mut events = Vec::new();
         loop {
-            self.start()?;
+            let more = self.start()?;
             self.submit()?;
             if self.in_flight == 0 {
                 break;
             }
             let depth = self.context.capacity();
-            (self.context.getevents(1, depth, None, &mut events)).map_err(Failure::Context)?;
+            (self
+                .context
+                .getevents(usize::from(!more), depth, None, &mut events))
+            .map_err(Failure::Context)?;
             for done in events.drain(..) {
                 self.in_flight -= 1;
                 if done.inline {
@@ -109,14 +115,20 @@ impl<'a> Transfer<'a> {
             }
             progress(self.report.moved + self.extents.skipped);
         }
+        // Holes are not read, so nothing else tells that they are gone.
+        if self.extents.end() < self.extents.size {
+            return Err(Failure::shrank());
+        }
         // For the hole at the end, if there is one.
         rustix::fs::ftruncate(self.target, self.report.size)
             .map_err(|error| Failure::Target(error.into()))?;
         Ok(self.report)
     }
 
-    /// Starts as many blocks as there is room for.
-    fn start(&mut self) -> Result<(), Failure> {
+    /// Starts blocks, as many as there is room for, but not too much at once: in
+    /// between, an interruption is noticed. Tells whether there is more to start.
+    fn start(&mut self) -> Result<bool, Failure> {
+        let mut bytes = 0;
         while self.in_flight + self.ops.len() < self.context.capacity() && !self.last_started {
             let block = match self.extents.next(self.block) {
                 Some((offset, length)) => Block {
@@ -142,8 +154,12 @@ impl<'a> Transfer<'a> {
                 self.blocks[index] = block;
             }
             self.read(index, buf)?;
+            bytes += self.block;
+            if bytes >= AT_ONCE {
+                return Ok(!self.last_started);
+            }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn read(&mut self, index: usize, mut buf: Vec<u8>) -> Result<(), Failure> {
@@ -210,10 +226,12 @@ impl<'a> Transfer<'a> {
     }
 }
 
+const SYSFS_MAGIC: u32 = 0x6265_6572;
+
 /// The parts of a file that are not holes, in order.
 struct Extents<'a> {
     file: &'a File,
-    /// As it was at the start; 0 where the system does not say, as in procfs.
+    /// As it was at the start; 0 where the system does not say, as in procfs and sysfs.
     size: u64,
     next: u64,
     /// Up to here from `next` there is data.
@@ -224,13 +242,25 @@ struct Extents<'a> {
 
 impl<'a> Extents<'a> {
     fn of(file: &'a File) -> Self {
-        Self {
+        let mut extents = Self {
             file,
-            size: rustix::fs::seek(file, SeekFrom::End(0)).unwrap_or(0),
+            size: 0,
             next: 0,
             data_end: 0,
             skipped: 0,
+        };
+        // In sysfs all say that they are a page long.
+        let pretends =
+            rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type as u32 == SYSFS_MAGIC);
+        if !pretends {
+            extents.size = extents.end();
         }
+        extents
+    }
+
+    /// Where the file ends now.
+    fn end(&self) -> u64 {
+        rustix::fs::seek(self.file, SeekFrom::End(0)).unwrap_or(0)
     }
 
     /// Offset and length, at most `block`, of the next piece.
