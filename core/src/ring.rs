@@ -57,7 +57,9 @@
 //!
 //! `publish` is wait-free in Native mode and lock-free in Abi mode (the
 //! publisher goes on while others finish). `push` and `reap` are lock-free.
-//! Nobody waits for a peer that is not running.
+//! Nobody waits for a peer that is not running; but a producer that is stopped
+//! between taking its positions and publishing them keeps what lies behind them
+//! from being visible until it goes on.
 
 use crate::{
     error::Errno,
