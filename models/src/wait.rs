@@ -1,0 +1,371 @@
+//! Wait queues.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Poll, Wake, Waker},
+};
+
+use uaio_core::{
+    sync::{
+        Track,
+        atomic::{AtomicU32, Ordering},
+    },
+    wait::{Closed, Enqueued, Left, WaitQueue, Waiter},
+};
+
+use crate::{
+    Model, Scenario, block_on,
+    harness::{Count, Memory, pause},
+    reached,
+};
+
+const IN: u16 = 1;
+const OUT: u16 = 2;
+
+/// A queue and what its waiters wait for: an event per bit.
+struct World {
+    queue: WaitQueue,
+    fired: AtomicU32,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            queue: WaitQueue::new(),
+            fired: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether all of `key`'s events fired. `mask` says which may be new.
+    fn ready(&self, key: usize, mask: u16) -> bool {
+        // Ordering: Relaxed. The queue must order it.
+        let fired = self.fired.load(Ordering::Relaxed) as usize;
+        key & mask as usize != 0 && fired & key == key
+    }
+
+    fn fire(&self, event: u16) {
+        self.fired.fetch_or(event.into(), Ordering::Relaxed);
+        self.queue.wake(event, |key, mask| self.ready(key, mask));
+    }
+
+    /// Sleeps until all of `key` fired.
+    fn wait(&self, key: u16) {
+        let mut waiter = pin!(Waiter::new());
+        let mut slept = false;
+        block_on(poll_fn(|task| {
+            // SAFETY: it is used with this queue only, and leaves it below.
+            let enqueued = unsafe {
+                (self.queue).enqueue(waiter.as_ref(), key.into(), task.waker(), |key, mask| {
+                    self.ready(key, mask)
+                })
+            };
+            match enqueued.expect("nobody closes it") {
+                Enqueued::Waiting => {
+                    slept = true;
+                    Poll::Pending
+                }
+                Enqueued::Ready => Poll::Ready(()),
+            }
+        }));
+        reached(if slept { "slept" } else { "ready at once" });
+        // It knows: its memory is its own again.
+        waiter.set(Waiter::new());
+        assert!(self.ready(key.into(), key), "woken for nothing");
+    }
+}
+
+#[test]
+fn a_wake_is_not_lost() {
+    Model::reaching(&["slept", "ready at once"]).check(|| {
+        Scenario::of(World::new())
+            .role("waker", |w| w.fire(IN))
+            .role("waiter", |w| w.wait(IN))
+    });
+}
+
+#[test]
+fn two_wakers_wake_who_waits_for_both() {
+    Model::reaching(&["slept", "ready at once"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            Scenario::of(World::new())
+                .role("waker", |w| w.fire(IN))
+                .role("waker", |w| w.fire(OUT))
+                .role("waiter", |w| w.wait(IN | OUT))
+        });
+}
+
+#[test]
+fn a_mask_is_left_to_who_holds_the_lock() {
+    Model::reaching(&["slept", "ready at once"])
+        .bounded(2, "more than 100,000 executions at bound 3")
+        .check(|| {
+            Scenario::of(World::new())
+                .role("waker", |w| w.fire(IN))
+                .role("other waker", |w| w.fire(OUT))
+                .role("waiter", |w| w.wait(OUT))
+        });
+}
+
+#[test]
+fn one_wake_wakes_two_waiters() {
+    Model::reaching(&["slept", "ready at once"])
+        .bounded(2, "more than 100,000 executions at bound 3")
+        .check(|| {
+            Scenario::of(World::new())
+                .role("waker", |w| w.fire(IN))
+                .role("waiter", |w| w.wait(IN))
+                .role("waiter", |w| w.wait(IN))
+        });
+}
+
+/// Waits until the time is up, which it is at once.
+fn wait_no_longer(w: &World) {
+    let sleeper = Arc::new(crate::harness::Sleeper::new());
+    let waker = Waker::from(sleeper);
+    let ready = |key, mask| w.ready(key, mask);
+    let mut waiter = pin!(Waiter::new());
+    // SAFETY: it is used with this queue only, and leaves it below.
+    let enqueued = unsafe { (w.queue).enqueue(waiter.as_ref(), IN.into(), &waker, ready) };
+    if enqueued == Ok(Enqueued::Ready) {
+        reached("ready at once");
+        return;
+    }
+    pause();
+    // SAFETY: as above.
+    let left = unsafe { w.queue.leave(waiter.as_ref(), ready) };
+    waiter.set(Waiter::new());
+    match left {
+        Left::Woken => {
+            assert!(w.ready(IN.into(), IN), "woken for nothing");
+            reached("woken");
+        }
+        Left::Unwoken => reached("timed out"),
+    }
+}
+
+#[test]
+fn a_waiter_that_left_is_not_touched() {
+    Model::reaching(&["ready at once", "woken", "timed out"]).check(|| {
+        Scenario::of(World::new())
+            .role("waker", |w| w.fire(IN))
+            .role("waiter", wait_no_longer)
+    });
+}
+
+#[test]
+fn who_leaves_takes_nobody_elses_wake() {
+    Model::reaching(&["ready at once", "slept", "woken", "timed out"])
+        .bounded(2, "more than 100,000 executions at bound 3")
+        .check(|| {
+            Scenario::of(World::new())
+                .role("waker", |w| w.fire(IN))
+                .role("waiter", |w| w.wait(IN))
+                .role("who leaves", wait_no_longer)
+        });
+}
+
+/// A queue that is given back once it is closed.
+struct Closing {
+    queue: Memory<WaitQueue>,
+}
+
+impl Closing {
+    fn new() -> Self {
+        Self {
+            queue: Memory::new(WaitQueue::new()),
+        }
+    }
+
+    fn close(&self) {
+        // SAFETY: not closed yet, so it is there.
+        unsafe { self.queue.get() }.close();
+    }
+
+    /// Waits until it is closed, and gives the memory back.
+    fn wait(&self) {
+        // SAFETY: this waiter is unaware, so it is there.
+        let queue = unsafe { self.queue.get() };
+        let mut waiter = pin!(Waiter::new());
+        let mut slept = false;
+        block_on(poll_fn(|task| {
+            loop {
+                // SAFETY: it is used with this queue only, and never dropped
+                // while linked: closing unlinks it.
+                match unsafe { queue.enqueue(waiter.as_ref(), 0, task.waker(), |_, _| false) } {
+                    Err(Closed) => return Poll::Ready(()),
+                    Ok(Enqueued::Ready) => {}
+                    Ok(Enqueued::Waiting) => {
+                        slept = true;
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }));
+        reached(if slept { "slept" } else { "closed before" });
+        waiter.set(Waiter::new());
+        // SAFETY: closed, and the only one who used it knows.
+        unsafe { self.queue.renew(WaitQueue::new()) };
+    }
+}
+
+#[test]
+fn a_closed_queue_is_not_touched() {
+    Model::reaching(&["slept", "closed before"]).check(|| {
+        Scenario::of(Closing::new())
+            .role("closer", Closing::close)
+            .role("waiter", Closing::wait)
+    });
+}
+
+/// One more than are moved out of the lock at once.
+const CROWD: usize = 9;
+
+/// A waker that counts. loom fails a model that forgets a clone.
+struct Counting(Track<Count>);
+
+impl Wake for Counting {
+    fn wake(self: Arc<Self>) {
+        self.0.get_ref().add(1);
+    }
+}
+
+struct Crowd {
+    world: World,
+    waiters: Pin<Box<[Waiter; CROWD]>>,
+    woken: Arc<Counting>,
+    left: Count,
+}
+
+impl Crowd {
+    fn waiting() -> Self {
+        let woken = Arc::new(Counting(Track::new(Count::default())));
+        let crowd = Self {
+            world: World::new(),
+            waiters: Box::pin(std::array::from_fn(|_| Waiter::new())),
+            woken,
+            left: Count::default(),
+        };
+        let waker = Waker::from(Arc::clone(&crowd.woken));
+        for i in 0..CROWD {
+            // SAFETY: used with this queue only, and left in `settle`.
+            let enqueued = unsafe {
+                (crowd.world.queue).enqueue(crowd.waiter(i), IN.into(), &waker, |_, _| false)
+            };
+            assert_eq!(enqueued, Ok(Enqueued::Waiting));
+        }
+        crowd
+    }
+
+    fn waiter(&self, i: usize) -> Pin<&Waiter> {
+        // SAFETY: structural: the array is pinned, so its elements are.
+        unsafe { self.waiters.as_ref().map_unchecked(|waiters| &waiters[i]) }
+    }
+
+    /// The one that another thread takes out, while the rest is woken.
+    fn leave(&self, i: usize) {
+        let ready = |key, mask| self.world.ready(key, mask);
+        // SAFETY: used with this queue only.
+        match unsafe { self.world.queue.leave(self.waiter(i), ready) } {
+            Left::Unwoken => {
+                self.left.add(1);
+                reached("left");
+            }
+            Left::Woken => reached("woken"),
+        }
+    }
+
+    fn settle_closed(&self) {
+        assert!(self.world.queue.is_closed());
+        self.settle();
+    }
+
+    fn settle(&self) {
+        let wakes = self.woken.0.get_ref().get() + self.left.get();
+        assert_eq!(wakes, CROWD as u64, "wakers called, and waiters that left");
+        for i in 0..CROWD {
+            // SAFETY: used with this queue only.
+            let _ = unsafe { self.world.queue.leave(self.waiter(i), |_, _| false) };
+        }
+    }
+}
+
+#[test]
+fn a_crowd_is_woken_whoever_holds_the_lock() {
+    Model::reaching(&["left", "woken"])
+        .bounded(3, "nine waiters")
+        .check(|| {
+            Scenario::of(Crowd::waiting())
+                .role("waker", |c| c.world.fire(IN))
+                .role("who leaves", |c| c.leave(CROWD - 1))
+                .finally(Crowd::settle)
+        });
+}
+
+#[test]
+fn a_crowd_is_woken_by_two_wakers_together() {
+    Model::reaching(&["settled"])
+        .bounded(3, "nine waiters")
+        .check(|| {
+            Scenario::of(Crowd::waiting())
+                .role("waker", |c| c.world.fire(IN))
+                .role("waker", |c| c.world.fire(IN))
+                .finally(|c| {
+                    c.settle();
+                    reached("settled");
+                })
+        });
+}
+
+#[test]
+fn a_crowd_is_woken_by_closing() {
+    Model::reaching(&["left", "woken"])
+        .bounded(3, "nine waiters")
+        .check(|| {
+            Scenario::of(Crowd::waiting())
+                .role("closer", |c| c.world.queue.close())
+                .role("who leaves", |c| c.leave(CROWD - 1))
+                .finally(Crowd::settle_closed)
+        });
+}
+
+#[test]
+fn closing_is_not_lost_behind_a_crowd() {
+    Model::reaching(&["closed"])
+        .bounded(3, "nine waiters")
+        .check(|| {
+            Scenario::of(Crowd::waiting())
+                .role("closer", |c| c.world.queue.close())
+                .role("waker", |c| c.world.fire(IN))
+                .finally(|c| {
+                    c.settle_closed();
+                    reached("closed");
+                })
+        });
+}
+
+#[test]
+fn a_wake_does_not_open_a_closed_queue() {
+    Model::reaching(&["closed"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            Scenario::of(World::new())
+                .role("closer", |w| w.queue.close())
+                .role("waiter", |w| {
+                    let waker = Waker::noop();
+                    let waiter = pin!(Waiter::new());
+                    let ready = |key, mask| w.ready(key, mask);
+                    // SAFETY: used with this queue only, and leaves it below.
+                    let _ = unsafe { w.queue.enqueue(waiter.as_ref(), IN.into(), waker, ready) };
+                    // SAFETY: as above.
+                    let _ = unsafe { w.queue.leave(waiter.as_ref(), ready) };
+                })
+                .role("waker", |w| w.fire(IN))
+                .finally(|w| {
+                    assert!(w.queue.is_closed());
+                    reached("closed");
+                })
+        });
+}
