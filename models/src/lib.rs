@@ -22,6 +22,8 @@ pub mod harness;
 
 pub use harness::{Model, Scenario, block_on, reached};
 
+#[cfg(all(test, loom))]
+mod checker;
 #[cfg(test)]
 mod context;
 #[cfg(test)]
