@@ -1,0 +1,513 @@
+//! Weakens the core's orderings, one at a time, and demands that a model notices.
+//!
+//! Run by `ci/orderings.sh`, which explains it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// Methods of atomics, and how many arguments they take: that tells them from
+/// others of the same name.
+const METHODS: &[(&str, usize)] = &[
+    ("load", 1),
+    ("store", 2),
+    ("swap", 2),
+    ("fetch_add", 2),
+    ("fetch_sub", 2),
+    ("fetch_and", 2),
+    ("fetch_or", 2),
+    ("fetch_xor", 2),
+    ("compare_exchange", 4),
+    ("compare_exchange_weak", 4),
+];
+
+/// How long the models may take with one mutant.
+const LIMIT: Duration = Duration::from_secs(600);
+
+#[derive(Clone, Debug)]
+struct Mutant {
+    file: String,
+    line: usize,
+    /// Without the line, which moves: `ring.rs write store#1 Release->Relaxed`.
+    name: String,
+    start: usize,
+    end: usize,
+    with: String,
+}
+
+/// A source with its comments and strings blanked, so that offsets agree.
+fn blank_comments(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut string = false;
+    while let Some(c) = rest.chars().next() {
+        if !string && rest.starts_with("//") {
+            let end = rest.find('\n').unwrap_or(rest.len());
+            out.extend(rest[..end].chars().flat_map(|c| [' '].repeat(c.len_utf8())));
+            rest = &rest[end..];
+            continue;
+        }
+        if c == '"' {
+            string = !string;
+        }
+        if string && c == '\\' {
+            let n = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
+            out.push_str(&" ".repeat(n));
+            rest = &rest[n..];
+            continue;
+        }
+        if string && c != '"' && c != '\n' {
+            out.push_str(&" ".repeat(c.len_utf8()));
+        } else {
+            out.push(c);
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+/// The end of the bracket that opens at `open`.
+fn closing(code: &str, open: usize) -> usize {
+    let mut depth = 0;
+    for (i, c) in code[open..].char_indices() {
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => {
+                depth -= 1;
+                if depth == 0 {
+                    return open + i;
+                }
+            }
+            _ => {}
+        }
+    }
+    code.len()
+}
+
+/// The arguments between the brackets, as ranges.
+fn arguments(code: &str, open: usize) -> Vec<(usize, usize)> {
+    let close = closing(code, open);
+    let mut ranges = Vec::new();
+    let (mut depth, mut start) = (0, open + 1);
+    for (i, c) in code[open + 1..close].char_indices() {
+        let at = open + 1 + i;
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth -= 1,
+            ',' if depth == 0 => {
+                ranges.push((start, at));
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if !code[start..close].trim().is_empty() {
+        ranges.push((start, close));
+    }
+    ranges
+}
+
+/// The next weaker orderings of an operation; "" deletes the fence.
+fn weaker(method: &str, argument: usize, ordering: &str) -> &'static [&'static str] {
+    match (method, argument, ordering) {
+        ("fence", _, "SeqCst") => &["AcqRel", ""],
+        ("fence", _, "AcqRel") => &["Acquire", "Release", ""],
+        ("fence", _, "Acquire" | "Release") => &[""],
+        ("load", _, "SeqCst") => &["Acquire"],
+        ("store", _, "SeqCst") => &["Release"],
+        ("compare_exchange" | "compare_exchange_weak", 3, "SeqCst") => &["Acquire"],
+        (_, _, "SeqCst") => &["AcqRel"],
+        (_, _, "AcqRel") => &["Acquire", "Release"],
+        (_, _, "Acquire" | "Release") => &["Relaxed"],
+        _ => &[],
+    }
+}
+
+/// Every mutant of one file, or what about the file is not as it must be.
+fn mutants(file: &str, source: &str) -> Result<Vec<Mutant>, String> {
+    let code = blank_comments(source);
+    let mut found = Vec::new();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut function = String::new();
+    let mut at = 0;
+    let word_end = |from: usize| {
+        from + code[from..]
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(code.len() - from)
+    };
+    while at < code.len() {
+        let Some(next) = code[at..].find(|c: char| c.is_alphabetic() || c == '_') else {
+            break;
+        };
+        let start = at + next;
+        let end = word_end(start);
+        at = end;
+        let word = &code[start..end];
+        if word == "fn" {
+            let name = end + code[end..].len() - code[end..].trim_start().len();
+            function = code[name..word_end(name)].to_owned();
+            continue;
+        }
+        if !code[end..].starts_with('(') {
+            continue;
+        }
+        let arguments = arguments(&code, end);
+        let is_fence = word == "fence" && arguments.len() == 1;
+        let is_method = code[..start].ends_with('.') && METHODS.contains(&(word, arguments.len()));
+        if !is_fence && !is_method {
+            continue;
+        }
+        let line = 1 + code[..start].matches('\n').count();
+        let first = match word {
+            "fence" | "load" => 0,
+            "compare_exchange" | "compare_exchange_weak" => 2,
+            _ => 1,
+        };
+        let number = counts.entry(format!("{function} {word}")).or_default();
+        *number += 1;
+        for (i, &(from, to)) in arguments.iter().enumerate().skip(first) {
+            let text = code[from..to].trim();
+            let Some(ordering) = text.strip_prefix("Ordering::") else {
+                return Err(format!(
+                    "{file}:{line}: {word} whose ordering is not literal: {text}"
+                ));
+            };
+            for weak in weaker(word, i, ordering) {
+                let which = if i == 3 { " on failure" } else { "" };
+                let what = if weak.is_empty() { "deleted" } else { weak };
+                let (start, end, with) = if weak.is_empty() {
+                    let close = closing(&code, end);
+                    (start, close + 1, "()".to_owned())
+                } else {
+                    let lead = code[from..to].len() - code[from..to].trim_start().len();
+                    (
+                        from + lead,
+                        from + lead + text.len(),
+                        format!("Ordering::{weak}"),
+                    )
+                };
+                found.push(Mutant {
+                    file: file.to_owned(),
+                    line,
+                    name: format!("{file} {function} {word}#{number}{which} {ordering}->{what}"),
+                    start,
+                    end,
+                    with,
+                });
+            }
+        }
+    }
+    found.extend(rechecks(file, source, &code)?);
+    Ok(found)
+}
+
+/// `// Re-check: ...` marks the `if` below it: a mutant takes it for false.
+fn rechecks(file: &str, source: &str, code: &str) -> Result<Vec<Mutant>, String> {
+    let mut found = Vec::new();
+    for (mark, _) in source.match_indices("// Re-check:") {
+        let line = 1 + source[..mark].matches('\n').count();
+        let Some(at) = code[mark..].find("if ") else {
+            return Err(format!(
+                "{file}:{line}: a re-check is marked, and no `if` follows"
+            ));
+        };
+        let between = code[mark..mark + at].trim();
+        if !(between.is_empty() || between == "} else") {
+            return Err(format!(
+                "{file}:{line}: between the mark and its `if`: {between}"
+            ));
+        }
+        let start = mark + at + 3;
+        let end = start + code[start..].find(" {").unwrap_or(0);
+        let function = (code[..mark].rmatch_indices("fn ").next())
+            .map(|(at, _)| &code[at + 3..])
+            .and_then(|rest| rest.split(['(', '<']).next())
+            .unwrap_or("?");
+        let nth = 1 + found
+            .iter()
+            .filter(|m: &&Mutant| m.name.contains(&format!(" {function} ")))
+            .count();
+        found.push(Mutant {
+            file: file.to_owned(),
+            line,
+            name: format!("{file} {function} re-check#{nth} dropped"),
+            start,
+            end,
+            with: format!("false && ({})", &source[start..end]),
+        });
+    }
+    Ok(found)
+}
+
+/// What is known of a mutant that no model can kill.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Known {
+    Equivalent,
+    Invisible,
+}
+
+/// `NAME: equivalent|invisible: argument`, one entry per paragraph.
+fn known(text: &str) -> Result<BTreeMap<String, Known>, String> {
+    let mut entries = BTreeMap::new();
+    for paragraph in text.split("\n\n") {
+        let entry: Vec<_> = paragraph.lines().filter(|l| !l.starts_with('#')).collect();
+        let entry = entry.join(" ");
+        if entry.trim().is_empty() {
+            continue;
+        }
+        let mut parts = entry.splitn(3, ": ");
+        let (name, kind, argument) = (parts.next(), parts.next(), parts.next());
+        let kind = match kind {
+            Some("equivalent") => Known::Equivalent,
+            Some("invisible") => Known::Invisible,
+            _ => return Err(format!("neither `equivalent` nor `invisible`: {entry}")),
+        };
+        if argument.is_none_or(|argument| argument.trim().len() < 40) {
+            return Err(format!("without an argument: {entry}"));
+        }
+        entries.insert(name.unwrap_or_default().trim().to_owned(), kind);
+    }
+    Ok(entries)
+}
+
+enum Verdict {
+    Killed(String),
+    Survived,
+    /// It does not compile: the tool's fault, and an error.
+    Broken(String),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Killed(by) => write!(f, "killed by {by}"),
+            Self::Survived => f.write_str("survived"),
+            Self::Broken(why) => write!(f, "does not build: {why}"),
+        }
+    }
+}
+
+/// A copy of the workspace that one thread mutates.
+struct Scratch {
+    workspace: PathBuf,
+    /// cargo and its arguments up to the subcommand's.
+    cargo: Vec<String>,
+}
+
+impl Scratch {
+    fn judge(&self, mutant: &Mutant) -> std::io::Result<Verdict> {
+        let path = self.workspace.join("core/src").join(&mutant.file);
+        let original = fs::read_to_string(&path)?;
+        let mut source = original.clone();
+        source.replace_range(mutant.start..mutant.end, &mutant.with);
+        fs::write(&path, source)?;
+        let verdict = self.run(&mutant.file);
+        fs::write(&path, original)?;
+        verdict
+    }
+
+    fn run(&self, file: &str) -> std::io::Result<Verdict> {
+        let built = Command::new("cargo")
+            .args(&self.cargo)
+            .args([
+                "--no-run",
+                "--message-format=json-render-diagnostics",
+                "--quiet",
+            ])
+            .current_dir(&self.workspace)
+            .env_remove("CARGO_TARGET_DIR")
+            .output()?;
+        if !built.status.success() {
+            let errors = String::from_utf8_lossy(&built.stderr);
+            let first = errors.lines().find(|line| line.starts_with("error"));
+            return Ok(Verdict::Broken(first.unwrap_or("?").to_owned()));
+        }
+        let messages = String::from_utf8_lossy(&built.stdout);
+        let binary = messages
+            .split("\"executable\":\"")
+            .filter_map(|rest| rest.split('"').next())
+            .find(|path| path.contains("uaio_models"));
+        let Some(binary) = binary else {
+            return Ok(Verdict::Broken("no test binary".to_owned()));
+        };
+        // Its own module's models first, then the rest.
+        let own = format!(
+            "{}::",
+            Path::new(file)
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+        );
+        let first = self.models(binary, &[&own])?;
+        if let Some(by) = first {
+            return Ok(Verdict::Killed(by));
+        }
+        let rest = self.models(binary, &["--skip", &own, "--skip", "checker::"])?;
+        Ok(rest.map_or(Verdict::Survived, Verdict::Killed))
+    }
+
+    /// Runs models until one fails, and tells which.
+    fn models(&self, binary: &str, which: &[&str]) -> std::io::Result<Option<String>> {
+        let start = Instant::now();
+        let mut child = Command::new(binary)
+            .args(which)
+            .args(["--test-threads=1", "--format=pretty"])
+            .current_dir(self.workspace.join("models"))
+            .env("UAIO_SOUND", "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let output = child.stdout.take().map(BufReader::new);
+        let mut running = String::from("?");
+        let mut failed = None;
+        for line in output.into_iter().flat_map(BufReader::lines) {
+            let line = line?;
+            if let Some(rest) = line.strip_prefix("test ") {
+                if let Some((name, verdict)) = rest.split_once(" ... ") {
+                    running = name.to_owned();
+                    if verdict == "FAILED" {
+                        failed = Some(running.clone());
+                        break;
+                    }
+                }
+            } else if line == "FAILED" {
+                failed = Some(running.clone());
+                break;
+            }
+            if start.elapsed() > LIMIT {
+                failed = Some(format!("{running}'s time limit"));
+                break;
+            }
+        }
+        let _ = child.kill();
+        let status = child.wait()?;
+        Ok(match failed {
+            None if !status.success() => Some(format!("an abort after {running}")),
+            failed => failed,
+        })
+    }
+}
+
+fn run() -> Result<ExitCode, String> {
+    let mut args = std::env::args().skip(1);
+    let usage = "orderings SOURCES KNOWN [FILE] -- SCRATCH... -- CARGO-ARGUMENT...";
+    let sources = PathBuf::from(args.next().ok_or(usage)?);
+    let list = args.next().ok_or(usage)?;
+    let mut only = None;
+    for arg in args.by_ref().take_while(|arg| arg != "--") {
+        only = Some(arg);
+    }
+    let scratch: Vec<PathBuf> = args
+        .by_ref()
+        .take_while(|arg| arg != "--")
+        .map(Into::into)
+        .collect();
+    let cargo: Vec<String> = args.collect();
+
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    let known = known(&read(Path::new(&list))?)?;
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&sources).map_err(|error| error.to_string())? {
+        let path = entry.map_err(|error| error.to_string())?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name.ends_with(".rs") {
+            files.push(name);
+        }
+    }
+    files.sort();
+    let mut all = Vec::new();
+    for file in &files {
+        all.extend(mutants(file, &read(&sources.join(file))?)?);
+    }
+    for name in known.keys() {
+        if !all.iter().any(|mutant| mutant.name == *name) {
+            return Err(format!("{list}: there is no such mutant: {name}"));
+        }
+    }
+    if let Some(only) = &only {
+        if !files.contains(only) {
+            return Err(format!("no such file in {}: {only}", sources.display()));
+        }
+        all.retain(|mutant| mutant.file == *only);
+    }
+
+    let total = all.len();
+    let queue = Mutex::new(VecDeque::from(all));
+    let counts = Mutex::new([0_usize; 5]);
+    let worker = |workspace: PathBuf| -> Result<(), String> {
+        let scratch = Scratch {
+            workspace,
+            cargo: cargo.clone(),
+        };
+        loop {
+            let Some(mutant) = queue.lock().map_err(|e| e.to_string())?.pop_front() else {
+                return Ok(());
+            };
+            let start = Instant::now();
+            let verdict = scratch.judge(&mutant).map_err(|error| error.to_string())?;
+            let entry = known.get(&mutant.name);
+            let (column, note) = match (&verdict, entry) {
+                (Verdict::Killed(_), None) => (0, String::new()),
+                (Verdict::Killed(_), Some(kind)) => (4, format!(", and is listed as {kind:?}")),
+                (Verdict::Survived, Some(Known::Equivalent)) => (1, " (equivalent)".into()),
+                (Verdict::Survived, Some(Known::Invisible)) => (2, " (invisible)".into()),
+                (Verdict::Survived, None) => (3, " !".into()),
+                (Verdict::Broken(_), _) => (4, String::new()),
+            };
+            let mut counts = counts.lock().map_err(|e| e.to_string())?;
+            counts[column] += 1;
+            let seconds = start.elapsed().as_secs_f64();
+            println!(
+                "{:>6.1} s  core/src/{}:{}: {}: {verdict}{note}",
+                seconds,
+                mutant.file,
+                mutant.line,
+                mutant.name.split_once(' ').map_or("", |(_, rest)| rest),
+            );
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (scratch.into_iter())
+            .map(|dir| scope.spawn(|| worker(dir)))
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker
+                .join()
+                .unwrap_or_else(|_| Err("a worker panicked".into()))
+        })
+    })?;
+    let [killed, equivalent, invisible, survived, errors] =
+        counts.into_inner().map_err(|e| e.to_string())?;
+    if errors > 0 {
+        println!("{errors} errors: mutants that do not build, or entries that no longer hold");
+    }
+    println!(
+        "{total} mutants, {killed} killed, {equivalent} equivalent, {invisible} invisible, \
+         {survived} survived"
+    );
+    let ok = survived == 0 && errors == 0;
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("orderings: {error}");
+        ExitCode::from(2)
+    })
+}
