@@ -344,8 +344,11 @@ impl Scratch {
                 .unwrap_or_default()
                 .to_string_lossy()
         );
-        let first = self.models(binary, &[&own])?;
-        if let Some(by) = first {
+        if file.is_empty() {
+            let any = self.models(binary, &["--skip", "checker::"])?;
+            return Ok(any.map_or(Verdict::Survived, Verdict::Killed));
+        }
+        if let Some(by) = self.models(binary, &[&own])? {
             return Ok(Verdict::Killed(by));
         }
         let rest = self.models(binary, &["--skip", &own, "--skip", "checker::"])?;
@@ -441,6 +444,16 @@ fn run() -> Result<ExitCode, String> {
             return Err(format!("no such file in {}: {only}", sources.display()));
         }
         all.retain(|mutant| mutant.file == *only);
+    }
+
+    // What fails by itself kills every mutant.
+    if let Some(workspace) = scratch.first().cloned() {
+        let cargo = cargo.clone();
+        let unchanged = Scratch { workspace, cargo }.run("");
+        match unchanged.map_err(|error| error.to_string())? {
+            Verdict::Survived => {}
+            verdict => return Err(format!("without a mutant: {verdict}")),
+        }
     }
 
     let total = all.len();
