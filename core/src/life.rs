@@ -135,8 +135,8 @@ impl Life {
 
     /// Whether the end was called.
     ///
-    /// Needs a fence before it to be ordered after what the caller published;
-    /// see [`Context`](crate::Context)'s `published`.
+    /// Needs a fence before it to be ordered after what the caller published, as
+    /// the context's `ended_meanwhile` has.
     pub fn has_ended(&self) -> bool {
         // Ordering: Relaxed. Callers fence, or only want a hint.
         self.word.load(Ordering::Relaxed) & END != 0
