@@ -1,78 +1,62 @@
-//! The exhaustive backend.
+//! The exhaustive checker: what is its own.
 
-/// Atomic types, orderings and fences.
-pub mod atomic {
-    pub use loom::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
-    };
-}
+pub(super) use loom::{alloc::Track, model};
 
 /// The cell that private payload is handed over in.
 pub mod cell {
-    pub use loom::cell::UnsafeCell;
-}
+    use crate::sync::timeline::{Identity, Turn, What};
 
-/// Hints for loops that wait.
-pub mod hint {
-    pub use loom::hint::spin_loop;
-}
-
-pub use loom::alloc::Track;
-
-/// Calls the user's code, whose panic fails the model.
-pub(crate) fn contain(call: impl FnOnce()) {
-    call();
-}
-
-/// Threads, for models.
-pub mod thread {
-    pub use loom::thread::{JoinHandle, spawn, yield_now};
-
-    use loom::sync::{Condvar, Mutex};
-
-    /// Runs `body` as a model.
-    pub fn model(body: impl Fn() + Send + Sync + 'static) {
-        loom::model(body);
-    }
-
-    /// Lets one thread sleep until another one says otherwise.
+    /// loom's cell, with a timeline.
     ///
-    /// Not loom's own `park`: that forgets its token when the thread yields, and
-    /// with a token beside it still reports deadlocks that are none.
+    /// An access is recorded before it begins: loom lets nobody run in between,
+    /// and it may be the last thing that its thread does.
     #[derive(Debug)]
-    pub struct Parker {
-        token: Mutex<bool>,
-        changed: Condvar,
+    pub struct UnsafeCell<T: ?Sized> {
+        identity: Identity,
+        checked: loom::cell::UnsafeCell<T>,
     }
 
-    impl Parker {
-        /// A parker for the calling thread.
-        pub fn new() -> Self {
+    impl<T> UnsafeCell<T> {
+        /// A cell that holds `value`.
+        #[track_caller]
+        pub fn new(value: T) -> Self {
             Self {
-                token: Mutex::new(false),
-                changed: Condvar::new(),
+                identity: Identity::new(),
+                checked: loom::cell::UnsafeCell::new(value),
             }
         }
 
-        /// Sleeps until [`unpark`](Self::unpark).
-        pub fn park(&self) {
-            let mut token = self.token.lock().unwrap();
-            while !*token {
-                token = self.changed.wait(token).unwrap();
-            }
-            *token = false;
-        }
-
-        /// Ends the present or the next sleep.
-        pub fn unpark(&self) {
-            *self.token.lock().unwrap() = true;
-            self.changed.notify_one();
+        /// The value, when nobody shares the cell any more.
+        pub fn into_inner(self) -> T {
+            self.checked.into_inner()
         }
     }
 
-    impl Default for Parker {
+    impl<T: ?Sized> UnsafeCell<T> {
+        #[track_caller]
+        fn did(&self, access: &'static str) {
+            Turn::begin().did(What::Use(access, self.identity.object("UnsafeCell")));
+        }
+
+        /// Calls `f` with a pointer for reading. No write may overlap.
+        #[track_caller]
+        pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            self.did("read");
+            self.checked.with(f)
+        }
+
+        /// Calls `f` with a pointer for writing. No other access may overlap.
+        #[track_caller]
+        pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            self.did("write");
+            self.checked.with_mut(f)
+        }
+    }
+
+    impl<T: Default> Default for UnsafeCell<T> {
+        #[track_caller]
         fn default() -> Self {
-            Self::new()
+            Self::new(T::default())
         }
     }
 }

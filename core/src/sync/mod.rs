@@ -2,7 +2,8 @@
 //!
 //! One front, three backends. `native` is what ships. `loom` (`--cfg loom`)
 //! explores every interleaving and every legal stale read of a model; `shuttle`
-//! (`--cfg shuttle`) runs it under random schedules at scale. Nothing outside
+//! (`--cfg shuttle`) runs it under random schedules at scale. Both stand behind
+//! `traced`, which records what the threads do in a `timeline`. Nothing outside
 //! this folder names an atomic or a cell of `core`, `std` or a checker.
 //!
 //! # What differs between the backends
@@ -18,6 +19,7 @@
 //! | [`thread::Parker`] | thread park and unpark | mutex and condvar | mutex and condvar |
 //! | `contain` | with `std`, catches a panic of the user's code; without, it must not unwind | lets it fail the model | as loom |
 //! | [`reclaim`] | `crossbeam-epoch`'s `Collector` | a stand-in that sees use after free, leaks and double retirement | the same stand-in |
+//! | `timeline` | there is none | every operation, with where and which value | the same |
 //! | constructors | `const` | not `const` (see `const_fn!`) | `const` |
 //! | shared pages | `repr(C)`, the layout of Linux's ring | the checker's atomics: larger, no layout | as loom |
 //!
@@ -38,15 +40,23 @@ mod native;
 #[cfg(not(any(loom, shuttle)))]
 use native as backend;
 
+#[cfg(any(loom, shuttle))]
+mod traced;
+#[cfg(any(loom, shuttle))]
+use traced as backend;
+
+#[cfg(any(loom, shuttle))]
+pub mod timeline;
+
 #[cfg(loom)]
 mod loom;
 #[cfg(loom)]
-use loom as backend;
+use loom as checker;
 
 #[cfg(shuttle)]
 mod shuttle;
 #[cfg(shuttle)]
-use shuttle as backend;
+use shuttle as checker;
 
 #[cfg(feature = "table")]
 pub mod reclaim;
