@@ -700,6 +700,7 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
     /// Accepts it: whoever comes first, completion or cancel, ends it.
     pub fn arm(self) -> Handle {
         let (context, handle) = self.publish(Phase::Armed);
+        // Re-check: a destroyer that came before looked for it in vain.
         if context.ended_meanwhile() {
             // It may have ended before: then this names nothing any more.
             let _ = context.cancel(handle);
@@ -718,6 +719,7 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
     /// recorded.
     pub fn early(self) -> Early<'c, R, S> {
         let (context, handle) = self.publish(Phase::Early);
+        // Re-check: a destroyer that came before looked for it in vain.
         if context.ended_meanwhile() {
             // Recorded in the word, for `Early::arm` to find.
             let _ = context.cancel(handle);

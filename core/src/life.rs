@@ -102,6 +102,7 @@ impl Life {
         // Ordering: Relaxed. The compare-and-swap decides.
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
+            // Re-check: the last user may be gone already.
             if word & END != 0 {
                 return Err(Errno::EINVAL);
             }
@@ -128,6 +129,7 @@ impl Life {
         // Acquire: the last one hands on everybody's, by closing `idle`.
         let before = self.word.fetch_sub(n, Ordering::AcqRel);
         debug_assert!(before & !END >= n, "put without get");
+        // Re-check: only the last closes, and only after the end.
         if before == END | n {
             self.idle.close();
         }
@@ -149,6 +151,7 @@ impl Life {
         // Ordering: Relaxed. The compare-and-swap decides.
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
+            // Re-check: there is one first destroyer.
             if word & END != 0 {
                 return false;
             }

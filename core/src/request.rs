@@ -164,6 +164,7 @@ impl Snapshot {
 
     /// Why a transition that found this did not happen.
     const fn miss(self, generation: Generation) -> Miss {
+        // Re-check: whose word it is now.
         if self.generation().0 != generation.0 {
             return Miss::Gone;
         }
@@ -352,15 +353,19 @@ impl Word {
     pub fn arm(&self, generation: Generation) -> Arm {
         let armed = self.transition(generation.word(EARLY), |seen| {
             debug_assert!(seen.is(generation, Phase::Early), "{seen:?}");
-            Some(if seen.events() != 0 {
-                seen.0 | CLAIMED
-            } else if seen.0 & AGAIN != 0 {
-                seen.0 & !AGAIN
-            } else if seen.cancel_requested() {
-                seen.0 | CLAIMED
-            } else {
-                seen.0 & !PHASE | ARMED
-            })
+            // Re-check: wakes that came while it was Early.
+            if seen.events() != 0 {
+                return Some(seen.0 | CLAIMED);
+            }
+            // Re-check: keyless ones.
+            if seen.0 & AGAIN != 0 {
+                return Some(seen.0 & !AGAIN);
+            }
+            // Re-check: a cancel. An event that fired wins over it.
+            if seen.cancel_requested() {
+                return Some(seen.0 | CLAIMED);
+            }
+            Some(seen.0 & !PHASE | ARMED)
         });
         // `step` always offers a transition, so there is no `Err`.
         let (Ok(was) | Err(was)) = armed;
@@ -398,9 +403,10 @@ impl Word {
     /// then, so it cannot fail, and the slot is pinned, so it cannot hit
     /// another life.
     pub fn claim_owned(&self) -> Snapshot {
-        // Ordering: AcqRel, as in `transition`: what a recorded wake or cancel
-        // was preceded by is seen by the owner.
-        Snapshot(self.0.fetch_or(CLAIMED, Ordering::AcqRel))
+        // Ordering: Acquire pairs with the Release in `transition`: the owner sees
+        // what came before a wake or a cancel that was recorded. No Release: a
+        // claimed word tells nobody to read anything.
+        Snapshot(self.0.fetch_or(CLAIMED, Ordering::Acquire))
     }
 
     /// The source reports `events` that the request waits for (never none).
@@ -408,6 +414,7 @@ impl Word {
         debug_assert!(events != 0, "a wake without events is `look_again`");
         let bits = u64::from(events) << EVENTS_SHIFT;
         let woken = self.transition(generation.word(ARMED), |seen| {
+            // Re-check: not another life's.
             if seen.generation() != generation {
                 return None;
             }
@@ -427,6 +434,7 @@ impl Word {
     /// The source changed and does not say how: somebody has to look.
     pub fn look_again(&self, generation: Generation) -> Recheck {
         let noted = self.transition(generation.word(ARMED), |seen| {
+            // Re-check: not another life's.
             if seen.generation() != generation {
                 return None;
             }
@@ -464,6 +472,7 @@ impl Word {
     /// Ends the request if it is Armed, else asks who has it to.
     pub fn cancel(&self, generation: Generation) -> Cancel {
         let cancelled = self.transition(generation.word(ARMED), |seen| {
+            // Re-check: not another life's.
             if seen.generation() != generation {
                 return None;
             }

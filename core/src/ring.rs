@@ -463,6 +463,7 @@ impl<M: RingMemory> Ring<M> {
             // Ordering: AcqRel. Release hands `published` on; Acquire makes the
             // marks of those who came meanwhile visible to the next round.
             let now = own.pending.fetch_sub(seen, Ordering::AcqRel);
+            // Re-check: who came meanwhile left the projection to us.
             if now == seen {
                 return;
             }
@@ -526,6 +527,8 @@ impl<M: RingMemory> Ring<M> {
             //
             // Ordering: Acquire pairs with the Release below, whose producer
             // acquired it from `head`.
+            //
+            // Re-check: room.
             if room(self.producers.seen_head.load(Ordering::Acquire)) < wanted {
                 core::hint::cold_path();
                 // Ordering: Acquire pairs with the Release that moves `head`:
@@ -716,6 +719,7 @@ impl<M: RingMemory> Ring<M> {
         // copied what lies behind.
         let public = header.head.load(Ordering::Acquire) as usize;
         let step = cells.foreign_step(head, public).ok_or(Errno::EFAULT)?;
+        // Re-check: what a user may have written there.
         if step > self.prefix_end().wrapping_sub(head) {
             return Err(Errno::EFAULT);
         }
@@ -742,8 +746,11 @@ impl<M: RingMemory> Ring<M> {
     fn lock_reaping(&self) -> Option<Reaping<'_>> {
         // Ordering: Acquire pairs with the Release in `Reaping::drop`: the last
         // reaper's `head`.
-        let busy = self.projection.reaping.swap(true, Ordering::Acquire);
-        (!busy).then_some(Reaping(&self.projection.reaping))
+        // Failure Relaxed: who is refused touches nothing.
+        let reaping = &self.projection.reaping;
+        let locked = reaping.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        // Only now: a `Reaping` that is dropped lets go.
+        locked.is_ok().then(|| Reaping(reaping))
     }
 
     /// How many events are visible, counted up to `limit`.

@@ -161,6 +161,7 @@ impl<M: SlotMemory> Slots<M> {
                 // last life's accesses come before this one's.
                 let before = taken.0.fetch_or(wanted, Ordering::Acquire);
                 let bits = wanted & !before;
+                // Re-check: others may have won them all.
                 if bits != 0 {
                     return Some(Taken { word, bits });
                 }

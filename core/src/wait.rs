@@ -338,8 +338,9 @@ impl WaitQueue {
     /// Wakes everybody, for good. Callable from any context; the last touch of
     /// the queue is the store that makes [`is_closed`](Self::is_closed) true.
     ///
-    /// Nothing else may be called by who learned that it is closed. A [`wake`](Self::wake) may run meanwhile, but it still touches the queue:
-    /// who frees it waits for its wakers by other means.
+    /// Nothing else may be called by who learned that it is closed. A
+    /// [`wake`](Self::wake) may run meanwhile, but it still touches the queue: who
+    /// frees it waits for its wakers by other means.
     pub fn close(&self) {
         // Ordering: AcqRel, as in `wake_now`.
         let before = self.word.fetch_or(LOCKED | CLOSING, Ordering::AcqRel);
@@ -375,13 +376,16 @@ impl WaitQueue {
                 let rest = WAITING | u32::from(mask) << MASK_SHIFT;
                 // Ordering: Relaxed. The Release below publishes it.
                 self.word.fetch_or(rest, Ordering::Relaxed);
-                // Ordering: AcqRel. Release: the list, for the next holder.
-                // Acquire: what came before a closing that was left meanwhile.
-                let now = self.word.fetch_and(!(LOCKED | CLOSING), Ordering::AcqRel);
+                // Ordering: Release: the list, for the next holder.
+                let now = self.word.fetch_and(!(LOCKED | CLOSING), Ordering::Release);
                 batch.wake();
-                // Ordering: AcqRel. Acquire: the list, from the last holder.
-                // Release: what came before closing, for the holder who closes.
-                let before = self.word.fetch_or(LOCKED | now & CLOSING, Ordering::AcqRel);
+                // Ordering: Acquire: the list, from the last holder. A closing
+                // that was left meanwhile is passed on; what came before it is
+                // its caller's to release, in the word that only RMWs change.
+                let before = self
+                    .word
+                    .fetch_or(LOCKED | now & CLOSING, Ordering::Acquire);
+                // Re-check: another holder serves what is left.
                 if before & (LOCKED | CLOSED) != 0 {
                     return;
                 }
@@ -440,7 +444,7 @@ impl WaitQueue {
             // Ordering: Acquire: the list; through a waker's RMW what it
             // published before it found nobody to wake; and as in `is_closed`.
             let before = self.word.fetch_or(LOCKED, Ordering::Acquire);
-            // Closed for good: there the bit means nothing.
+            // Re-check: closed for good; there the bit means nothing.
             if before & CLOSED != 0 {
                 return Err(Closed);
             }
@@ -486,6 +490,7 @@ impl WaitQueue {
         self.list.with_mut(|list| {
             // SAFETY: the lock is held.
             let list = unsafe { &mut *list };
+            // Re-check: what came before it was linked woke nobody.
             if ready_now {
                 if before == State::Linked {
                     // SAFETY: the lock is held, and it is in the list.
