@@ -19,7 +19,11 @@ use uaio_core::{
 };
 
 use crate::{
-    Model, Scenario, block_on,
+    Model, Scenario,
+    Theorem::{
+        ExactlyOnce, HostileMemory, NoLoss, NoLostWakeup, Order, Progress, Reclamation, Truth, Wrap,
+    },
+    block_on,
     harness::{Count, Handed, Memory, Sleeper, pause},
     reached,
 };
@@ -73,6 +77,21 @@ impl<const N: usize> World<N> {
         let iocb = Iocb { data, obj: !data };
         self.accepted.add(1);
         Ok(reservation.fill(iocb, Track::new(data)))
+    }
+
+    /// Submits and arms, if the context accepts it.
+    fn arm_if_accepted(&self, data: u64) {
+        match self.submit(data) {
+            Ok(request) => {
+                pause();
+                let _ = request.arm();
+                reached("accepted");
+            }
+            Err(error) => {
+                assert_eq!(error, Errno::EINVAL);
+                reached("refused");
+            }
+        }
     }
 
     fn armed(&self, data: u64) -> Handle {
@@ -153,37 +172,43 @@ impl<const N: usize> World<N> {
 
 #[test]
 fn submission_and_end_leave_nothing_in_flight() {
-    Model::reaching(&["accepted", "refused"]).check(|| {
+    Model::of(&[ExactlyOnce, Reclamation], &["accepted", "refused"]).check(|| {
         Scenario::of(World::<1>::new())
-            .role("submitter", |w| match w.submit(1) {
-                Ok(request) => {
-                    pause();
-                    let _ = request.arm();
-                    reached("accepted");
-                }
-                Err(error) => {
-                    assert_eq!(error, Errno::EINVAL);
-                    reached("refused");
-                }
-            })
+            .role("submitter", |w| w.arm_if_accepted(1))
             .role("destroyer", World::destroy)
             .finally(|w| w.settle(&[(1, CANCELED)]))
     });
 }
 
+/// The destroyer may read an old generation, of which there is nothing to cancel.
 #[test]
-fn submission_and_two_ends_leave_nothing_in_flight() {
-    Model::reaching(&["accepted", "refused"])
-        .bounded(2, "more than 100,000 executions at bound 3")
+fn the_end_finds_a_request_in_a_used_place() {
+    Model::of(&[ExactlyOnce, Reclamation], &["accepted", "refused"])
+        .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             Scenario::of(World::<1>::new())
-                .role("submitter", |w| match w.submit(1) {
-                    Ok(request) => {
-                        let _ = request.arm();
-                        reached("accepted");
+                .role("submitter", |w| {
+                    if let Ok(first) = w.submit(1) {
+                        first.claim().complete(DONE, 0);
+                        assert_eq!(w.reap(1), 1, "the only event is not visible");
                     }
-                    Err(_) => reached("refused"),
+                    w.arm_if_accepted(2);
                 })
+                .role("destroyer", World::destroy)
+                .finally(|w| w.settle(&[(1, DONE), (2, CANCELED)]))
+        });
+}
+
+#[test]
+fn submission_and_two_ends_leave_nothing_in_flight() {
+    Model::of(&[ExactlyOnce, Reclamation], &["accepted", "refused"])
+        .bounded_always(
+            2,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
+        .check(|| {
+            Scenario::of(World::<1>::new())
+                .role("submitter", |w| w.arm_if_accepted(1))
                 .role("destroyer", World::destroy)
                 .role("destroyer", World::destroy)
                 .finally(|w| w.settle(&[(1, CANCELED)]))
@@ -199,7 +224,7 @@ struct Blocking {
 
 #[test]
 fn who_runs_at_once_sees_the_end_or_is_interrupted() {
-    Model::reaching(&["refused", "saw the end", "interrupt"]).check(|| {
+    Model::of(&[Progress, Truth], &["refused", "saw the end", "interrupt"]).check(|| {
         Scenario::of(Blocking {
             world: World::new(),
             blocked: Mutex::default(),
@@ -235,7 +260,7 @@ fn who_runs_at_once_sees_the_end_or_is_interrupted() {
 
 #[test]
 fn room_that_a_foreign_reaper_makes_is_made_once() {
-    Model::reaching(&["followed", "full"])
+    Model::of(&[NoLoss, HostileMemory, Wrap], &["followed", "full"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             type Foreign = Context<ring::Boxed, Slots<1>>;
@@ -276,40 +301,39 @@ fn room_that_a_foreign_reaper_makes_is_made_once() {
 
 #[test]
 fn reaping_completion_and_end_lose_no_event() {
-    Model::reaching(&["reaped meanwhile", "reaped after", "interrupt", "was over"])
-        .bounded(3, "more than 100,000 executions unbounded")
-        .check(|| {
-            let scenario = Scenario::of(World::<1>::new());
-            let running = scenario.shared().running(1);
-            scenario
-                .role("worker", move |_| {
-                    if running.cancel_requested() {
-                        reached("was over");
-                    }
-                    running.complete(DONE, 0);
-                })
-                .role("reaper", |w| {
-                    if w.reap(1) == 1 {
-                        reached("reaped meanwhile");
-                    } else {
-                        reached("reaped after");
-                    }
-                })
-                .role("destroyer", World::destroy)
-                .finally(|w| w.settle(&[(1, DONE)]))
-        });
+    Model::of(
+        &[ExactlyOnce, NoLoss],
+        &["reaped meanwhile", "reaped after", "interrupt", "was over"],
+    )
+    .bounded(3, "more than 100,000 executions unbounded")
+    .check(|| {
+        let scenario = Scenario::of(World::<1>::new());
+        let running = scenario.shared().running(1);
+        scenario
+            .role("worker", move |_| {
+                if running.cancel_requested() {
+                    reached("was over");
+                }
+                running.complete(DONE, 0);
+            })
+            .role("reaper", |w| {
+                if w.reap(1) == 1 {
+                    reached("reaped meanwhile");
+                } else {
+                    reached("reaped after");
+                }
+            })
+            .role("destroyer", World::destroy)
+            .finally(|w| w.settle(&[(1, DONE)]))
+    });
 }
 
 #[test]
 fn destroying_returns_after_the_last_touch() {
-    Model::reaching(&["interrupt"]).check(|| {
+    Model::of(&[Reclamation], &["interrupt"]).check(|| {
         let scenario = Scenario::of(World::<1>::new());
         let running = scenario.shared().running(1);
         scenario
-            .role("worker", move |w| {
-                w.guarded.set(1);
-                running.complete(DONE, 0);
-            })
             .role("destroyer", |w| {
                 w.destroy();
                 assert_eq!(w.guarded.get(), 1, "the worker was not done");
@@ -317,12 +341,16 @@ fn destroying_returns_after_the_last_touch() {
                 w.leave();
                 w.leave();
             })
+            .role("worker", move |w| {
+                w.guarded.set(1);
+                running.complete(DONE, 0);
+            })
     });
 }
 
 #[test]
 fn every_destroyer_returns_after_the_last_touch() {
-    Model::reaching(&["interrupt"])
+    Model::of(&[Reclamation], &["interrupt"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             fn destroyed(w: &World<1>) {
@@ -332,6 +360,10 @@ fn every_destroyer_returns_after_the_last_touch() {
             let scenario = Scenario::of(World::<1>::new());
             let running = scenario.shared().running(1);
             scenario
+                .role("destroyer", |w| {
+                    w.destroy();
+                    destroyed(w);
+                })
                 .role("worker, then destroyer", move |w| {
                     let idle = w.context().destroy(|_| ());
                     w.guarded.set(1);
@@ -339,37 +371,36 @@ fn every_destroyer_returns_after_the_last_touch() {
                     block_on(idle);
                     destroyed(w);
                 })
-                .role("destroyer", |w| {
-                    w.destroy();
-                    destroyed(w);
-                })
         });
 }
 
 #[test]
 fn completion_and_cancel_yield_one_event_for_a_waiter() {
-    Model::reaching(&["cancelled", "cancelled late", "completed late"])
-        .bounded(2, "more than 100,000 executions at bound 3")
-        .check(|| {
-            let scenario = Scenario::of(World::<1>::new());
-            let handle = scenario.shared().armed(1);
-            scenario
-                .role("completer", move |w| w.complete(handle))
-                .role("canceller", move |w| match w.context().cancel(handle) {
-                    Ok(Cancelled::Done) => reached("cancelled"),
-                    Ok(Cancelled::Asked) => panic!("it was Armed"),
-                    // Reaped already, or not.
-                    Err(Errno::ENOENT | Errno::EALREADY) => reached("cancelled late"),
-                    Err(error) => panic!("{error}"),
-                })
-                .role("waiter", |w| w.wait_and_reap(1))
-                .finally(|w| w.settle(&[(1, DONE), (1, CANCELED)]))
-        });
+    Model::of(
+        &[ExactlyOnce, Truth, NoLostWakeup],
+        &["cancelled", "cancelled late", "completed late"],
+    )
+    .bounded(2, "more than 100,000 executions at bound 3")
+    .check(|| {
+        let scenario = Scenario::of(World::<1>::new());
+        let handle = scenario.shared().armed(1);
+        scenario
+            .role("completer", move |w| w.complete(handle))
+            .role("canceller", move |w| match w.context().cancel(handle) {
+                Ok(Cancelled::Done) => reached("cancelled"),
+                Ok(Cancelled::Asked) => panic!("it was Armed"),
+                // Reaped already, or not.
+                Err(Errno::ENOENT | Errno::EALREADY) => reached("cancelled late"),
+                Err(error) => panic!("{error}"),
+            })
+            .role("waiter", |w| w.wait_and_reap(1))
+            .finally(|w| w.settle(&[(1, DONE), (1, CANCELED)]))
+    });
 }
 
 #[test]
 fn who_waits_finds_the_event() {
-    Model::reaching(&["completed"]).check(|| {
+    Model::of(&[NoLostWakeup, Order], &["completed"]).check(|| {
         let scenario = Scenario::of(World::<1>::new());
         let claim = scenario.shared().claim(1);
         scenario
@@ -445,21 +476,27 @@ fn two_completers_and_a_waiter(wanted: usize) -> Scenario<World<2>> {
 
 #[test]
 fn who_waits_for_two_finds_both() {
-    Model::reaching(&["at once", "slept"])
-        .bounded(2, "more than 100,000 executions at bound 3")
+    Model::of(&[NoLostWakeup, Order], &["at once", "slept"])
+        .bounded_always(
+            2,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
         .check(|| two_completers_and_a_waiter(2));
 }
 
 #[test]
 fn who_waits_for_one_is_not_woken_for_a_hidden_one() {
-    Model::reaching(&["at once", "slept"])
-        .bounded(2, "more than 100,000 executions at bound 3")
+    Model::of(&[NoLostWakeup, Order], &["at once", "slept"])
+        .bounded_always(
+            2,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
         .check(|| two_completers_and_a_waiter(1));
 }
 
 #[test]
 fn a_batch_wakes_who_waits_for_all_of_it() {
-    Model::reaching(&["completed"]).check(|| {
+    Model::of(&[NoLostWakeup, Order], &["completed"]).check(|| {
         let scenario = Scenario::of(World::<2>::new());
         let claims = [1, 2].map(|data| scenario.shared().claim(data));
         scenario
@@ -478,7 +515,7 @@ fn a_batch_wakes_who_waits_for_all_of_it() {
 
 #[test]
 fn a_time_limit_loses_no_event() {
-    Model::reaching(&["at once", "woken", "timed out"])
+    Model::of(&[NoLostWakeup, NoLoss], &["at once", "woken", "timed out"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             let scenario = Scenario::of(World::<1>::new());
@@ -517,7 +554,7 @@ fn a_time_limit_loses_no_event() {
 
 #[test]
 fn the_end_wakes_who_waits() {
-    Model::reaching(&["refused", "woken"])
+    Model::of(&[NoLostWakeup, Progress], &["refused", "woken"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             Scenario::of(World::<1>::new())
@@ -537,8 +574,11 @@ fn the_end_wakes_who_waits() {
 
 #[test]
 fn who_waits_at_the_end_finds_the_event_or_the_end() {
-    Model::reaching(&["found", "ended"])
-        .bounded(3, "more than 100,000 executions unbounded")
+    Model::of(&[NoLostWakeup, NoLoss, Progress], &["found", "ended"])
+        .bounded_always(
+            3,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
         .check(|| {
             let scenario = Scenario::of(World::<1>::new());
             let claim = scenario.shared().claim(1);
@@ -565,13 +605,16 @@ fn who_waits_at_the_end_finds_the_event_or_the_end() {
 
 #[test]
 fn arming_cancel_and_end_yield_one_event() {
-    Model::reaching(&[
-        "armed",
-        "cancelled while arming",
-        "asked",
-        "cancelled",
-        "interrupt",
-    ])
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &[
+            "armed",
+            "cancelled while arming",
+            "asked",
+            "cancelled",
+            "interrupt",
+        ],
+    )
     .bounded(3, "more than 100,000 executions unbounded")
     .check(|| {
         let scenario = Scenario::of(World::<1>::new());
@@ -597,8 +640,36 @@ fn arming_cancel_and_end_yield_one_event() {
 }
 
 #[test]
+fn who_arms_later_sees_the_end_or_is_cancelled() {
+    Model::of(
+        &[ExactlyOnce, Progress],
+        &["armed", "cancelled while arming", "refused", "interrupt"],
+    )
+    .bounded(3, "more than 100,000 executions unbounded")
+    .check(|| {
+        Scenario::of(World::<1>::new())
+            .role("submitter", |w| match w.submit(1) {
+                Ok(request) => match request.early().arm() {
+                    Armed::Armed(_) => reached("armed"),
+                    Armed::Cancelled(claim) => {
+                        claim.cancel();
+                        reached("cancelled while arming");
+                    }
+                    other => panic!("{other:?}"),
+                },
+                Err(error) => {
+                    assert_eq!(error, Errno::EINVAL);
+                    reached("refused");
+                }
+            })
+            .role("destroyer", World::destroy)
+            .finally(|w| w.settle(&[(1, CANCELED)]))
+    });
+}
+
+#[test]
 fn a_running_request_tells_what_really_happened() {
-    Model::reaching(&["asked", "too late", "interrupted", "interrupt"])
+    Model::of(&[Truth], &["asked", "too late", "interrupted", "interrupt"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             let scenario = Scenario::of(World::<1>::new());
@@ -626,7 +697,7 @@ fn a_running_request_tells_what_really_happened() {
 
 #[test]
 fn what_is_dropped_is_completed_with_eio() {
-    Model::reaching(&["dropped"]).check(|| {
+    Model::of(&[ExactlyOnce, Truth], &["dropped"]).check(|| {
         let scenario = Scenario::of(World::<1>::new());
         let running = scenario.shared().running(1);
         scenario
@@ -641,7 +712,7 @@ fn what_is_dropped_is_completed_with_eio() {
 
 #[test]
 fn a_stale_cancel_never_hits_the_next_request() {
-    Model::reaching(&["in time", "late", "gone"]).check(|| {
+    Model::of(&[ExactlyOnce, Truth, Wrap], &["in time", "late", "gone"]).check(|| {
         let scenario = Scenario::of(World::<1>::new());
         let stale = scenario.shared().armed(1);
         scenario

@@ -11,21 +11,30 @@
 //!
 //! A model is a [`Scenario`]: what is shared, the roles (one thread each), and
 //! what holds when all are done. [`Model::check`] runs it. A model names the
-//! outcomes that it exists for; one that never occurs fails the model, for then
-//! it proves nothing. The models of a protocol stand in the module of the same
-//! name as the protocol's in uaio-core.
+//! [theorems](Theorem) that it holds, and the outcomes that it exists for; an
+//! outcome that never occurs fails the model, for then it proves nothing. The
+//! models of a protocol stand in the module of the same name as the protocol's in
+//! uaio-core. Who embeds the core finds in [`scenarios`] what to run on wakers of
+//! its own; `embedder/` shows it.
 //!
-//! `mutants/` holds planted errors, each with the model that must find it;
-//! `ci/mutants.sh` tries them.
+//! What shows that the models bite: `history` holds protocols that are known to be
+//! wrong, each of which the checker must refute; `mutants/` holds planted errors,
+//! each with the models that must find it, which `ci/mutants.sh` tries;
+//! `ci/orderings.sh` weakens the orderings; `checker` tests loom itself.
+//!
+//! `MATRIX.md` lists all models and controls.
 
 pub mod harness;
+pub mod scenarios;
 
-pub use harness::{Model, Scenario, block_on, reached};
+pub use harness::{Model, Scenario, Theorem, block_on, reached};
 
 #[cfg(all(test, loom))]
 mod checker;
 #[cfg(test)]
 mod context;
+#[cfg(all(test, any(loom, shuttle)))]
+mod history;
 #[cfg(test)]
 mod life;
 #[cfg(test)]

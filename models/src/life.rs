@@ -12,7 +12,9 @@ use uaio_core::{
 };
 
 use crate::{
-    Model, Scenario, block_on,
+    Model, Scenario,
+    Theorem::{Progress, Reclamation},
+    block_on,
     harness::{Handed, Memory, pause},
     reached,
 };
@@ -81,7 +83,7 @@ impl World {
 
 #[test]
 fn nobody_gets_in_after_the_last_put() {
-    Model::reaching(&["first", "got in", "refused"])
+    Model::of(&[Reclamation], &["first", "got in", "refused"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             Scenario::of(World::used(1, 1))
@@ -107,7 +109,7 @@ fn nobody_gets_in_after_the_last_put() {
 
 #[test]
 fn the_end_waits_for_the_last_touch() {
-    Model::reaching(&["first"])
+    Model::of(&[Reclamation], &["first"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             Scenario::of(World::used(2, 1))
@@ -123,8 +125,11 @@ fn the_end_waits_for_the_last_touch() {
 
 #[test]
 fn every_destroyer_waits_for_the_last_touch() {
-    Model::reaching(&["first", "not first"])
-        .bounded(2, "more than 100,000 executions at bound 3")
+    Model::of(&[Reclamation], &["first", "not first"])
+        .bounded_always(
+            2,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
         .check(|| {
             fn destroy(w: &World) {
                 w.end_and_wait();
@@ -132,32 +137,35 @@ fn every_destroyer_waits_for_the_last_touch() {
                 w.leave();
             }
             Scenario::of(World::used(1, 2))
+                .role("destroyer", destroy)
+                .role("destroyer", destroy)
                 .role("user", World::write_it)
-                .role("destroyer", destroy)
-                .role("destroyer", destroy)
         });
 }
 
 #[test]
 fn a_destroyer_may_give_up_waiting() {
-    Model::reaching(&["first", "not first", "gave up", "was over"])
-        .bounded(3, "more than 100,000 executions unbounded")
-        .check(|| {
-            Scenario::of(World::used(1, 2))
-                .role("user and destroyer", |w| {
-                    w.write_it();
-                    w.end_and_wait();
-                    w.leave();
-                })
-                .role("impatient destroyer", |w| {
-                    w.end();
-                    {
-                        let mut idle = pin!(w.life().idle());
-                        let mut task = Context::from_waker(Waker::noop());
-                        let over = idle.as_mut().poll(&mut task).is_ready();
-                        reached(if over { "was over" } else { "gave up" });
-                    }
-                    w.leave();
-                })
-        });
+    Model::of(
+        &[Reclamation, Progress],
+        &["first", "not first", "gave up", "was over"],
+    )
+    .bounded(3, "more than 100,000 executions unbounded")
+    .check(|| {
+        Scenario::of(World::used(1, 2))
+            .role("user and destroyer", |w| {
+                w.write_it();
+                w.end_and_wait();
+                w.leave();
+            })
+            .role("impatient destroyer", |w| {
+                w.end();
+                {
+                    let mut idle = pin!(w.life().idle());
+                    let mut task = Context::from_waker(Waker::noop());
+                    let over = idle.as_mut().poll(&mut task).is_ready();
+                    reached(if over { "was over" } else { "gave up" });
+                }
+                w.leave();
+            })
+    });
 }

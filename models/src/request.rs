@@ -7,6 +7,7 @@ use uaio_core::{
 
 use crate::{
     Model, Scenario,
+    Theorem::{ExactlyOnce, NoLostWakeup, Order, Progress, Truth, Wrap},
     harness::{Count, Handed, pause},
     reached,
 };
@@ -203,7 +204,11 @@ impl Request {
 
 #[test]
 fn completion_and_cancel_yield_one_claim() {
-    Model::reaching(&["completed", "cancelled", "completed late", "cancelled late"]).check(|| {
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &["completed", "cancelled", "completed late", "cancelled late"],
+    )
+    .check(|| {
         Scenario::of(Request::published(Phase::Armed))
             .role("completer", Request::complete)
             .role("canceller", Request::cancel)
@@ -213,7 +218,11 @@ fn completion_and_cancel_yield_one_claim() {
 
 #[test]
 fn completion_and_wake_yield_one_claim() {
-    Model::reaching(&["completed", "woken", "completed late", "woken late"]).check(|| {
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &["completed", "woken", "completed late", "woken late"],
+    )
+    .check(|| {
         Scenario::of(Request::published(Phase::Armed))
             .role("completer", Request::complete)
             .role("waker", |r| r.wake(IN))
@@ -223,7 +232,11 @@ fn completion_and_wake_yield_one_claim() {
 
 #[test]
 fn cancel_and_wake_yield_one_claim() {
-    Model::reaching(&["cancelled", "woken", "cancelled late", "woken late"]).check(|| {
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &["cancelled", "woken", "cancelled late", "woken late"],
+    )
+    .check(|| {
         Scenario::of(Request::published(Phase::Armed))
             .role("canceller", Request::cancel)
             .role("waker", |r| r.wake(IN))
@@ -233,14 +246,17 @@ fn cancel_and_wake_yield_one_claim() {
 
 #[test]
 fn completion_cancel_and_wake_yield_one_claim() {
-    Model::reaching(&[
-        "completed",
-        "cancelled",
-        "woken",
-        "completed late",
-        "cancelled late",
-        "woken late",
-    ])
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &[
+            "completed",
+            "cancelled",
+            "woken",
+            "completed late",
+            "cancelled late",
+            "woken late",
+        ],
+    )
     .check(|| {
         Scenario::of(Request::published(Phase::Armed))
             .role("completer", Request::complete)
@@ -252,7 +268,7 @@ fn completion_cancel_and_wake_yield_one_claim() {
 
 #[test]
 fn two_wakes_of_an_armed_request_yield_one_claim() {
-    Model::reaching(&["woken", "woken late"]).check(|| {
+    Model::of(&[ExactlyOnce, Truth], &["woken", "woken late"]).check(|| {
         Scenario::of(Request::published(Phase::Armed))
             .role("waker", |r| r.wake(IN))
             .role("waker", |r| r.wake(OUT))
@@ -262,7 +278,11 @@ fn two_wakes_of_an_armed_request_yield_one_claim() {
 
 #[test]
 fn the_winner_reads_what_the_submitter_wrote() {
-    Model::reaching(&["completed", "cancelled", "cancelled late"]).check(|| {
+    Model::of(
+        &[Order, ExactlyOnce],
+        &["completed", "cancelled", "cancelled late"],
+    )
+    .check(|| {
         Scenario::of(Request::free())
             .role("submitter", |r| r.publish(Phase::Armed))
             .role("completer", |r| {
@@ -281,7 +301,11 @@ fn the_winner_reads_what_the_submitter_wrote() {
 
 #[test]
 fn a_wake_before_arming_is_delivered() {
-    Model::reaching(&["armed", "ready while arming", "wake recorded", "woken"]).check(|| {
+    Model::of(
+        &[NoLostWakeup, ExactlyOnce],
+        &["armed", "ready while arming", "wake recorded", "woken"],
+    )
+    .check(|| {
         Scenario::of(Request::free())
             .role("submitter", Request::publish_and_arm)
             .role("waker", |r| r.wake(IN))
@@ -291,13 +315,16 @@ fn a_wake_before_arming_is_delivered() {
 
 #[test]
 fn wakes_before_arming_are_delivered_together() {
-    Model::reaching(&[
-        "armed",
-        "ready while arming",
-        "wake recorded",
-        "woken",
-        "woken late",
-    ])
+    Model::of(
+        &[NoLostWakeup, ExactlyOnce, Truth],
+        &[
+            "armed",
+            "ready while arming",
+            "wake recorded",
+            "woken",
+            "woken late",
+        ],
+    )
     .check(|| {
         Scenario::of(Request::free())
             .role("submitter", Request::publish_and_arm)
@@ -309,12 +336,15 @@ fn wakes_before_arming_are_delivered_together() {
 
 #[test]
 fn a_cancel_before_arming_is_honoured() {
-    Model::reaching(&[
-        "armed",
-        "asked to end",
-        "cancelled while arming",
-        "cancelled",
-    ])
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &[
+            "armed",
+            "asked to end",
+            "cancelled while arming",
+            "cancelled",
+        ],
+    )
     .check(|| {
         Scenario::of(Request::free())
             .role("submitter", Request::publish_and_arm)
@@ -325,17 +355,20 @@ fn a_cancel_before_arming_is_honoured() {
 
 #[test]
 fn an_event_before_arming_wins_over_a_cancel() {
-    Model::reaching(&[
-        "armed",
-        "asked to end",
-        "wake recorded",
-        "ready while arming",
-        "cancelled while arming",
-        "cancelled",
-        "cancelled late",
-        "woken",
-        "woken late",
-    ])
+    Model::of(
+        &[Truth, ExactlyOnce],
+        &[
+            "armed",
+            "asked to end",
+            "wake recorded",
+            "ready while arming",
+            "cancelled while arming",
+            "cancelled",
+            "cancelled late",
+            "woken",
+            "woken late",
+        ],
+    )
     .check(|| {
         Scenario::of(Request::published(Phase::Early))
             .role("submitter", Request::arm)
@@ -347,12 +380,15 @@ fn an_event_before_arming_wins_over_a_cancel() {
 
 #[test]
 fn a_running_request_is_ended_by_its_worker_alone() {
-    Model::reaching(&[
-        "asked to end",
-        "cancelled late",
-        "wake recorded",
-        "woken late",
-    ])
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &[
+            "asked to end",
+            "cancelled late",
+            "wake recorded",
+            "woken late",
+        ],
+    )
     .check(|| {
         Scenario::of(Request::published(Phase::Running))
             .role("worker", Request::run)
@@ -363,8 +399,28 @@ fn a_running_request_is_ended_by_its_worker_alone() {
 }
 
 #[test]
+fn the_worker_reads_what_came_before_a_recorded_wake() {
+    const BROUGHT: u64 = 7;
+    Model::of(&[Order], &["wake recorded", "woken late"]).check(|| {
+        Scenario::of((Request::published(Phase::Running), Handed::new(0)))
+            .role("waker", |(r, brought)| {
+                brought.set(BROUGHT);
+                r.wake(IN);
+            })
+            .role("worker", |(r, brought)| {
+                let snapshot = r.word.claim_owned();
+                if snapshot.events() != 0 {
+                    assert_eq!(brought.get(), BROUGHT, "woken by nothing");
+                }
+                r.claimed(snapshot);
+            })
+            .finally(|(r, _)| r.settle())
+    });
+}
+
+#[test]
 fn a_completion_cannot_take_a_running_request() {
-    Model::reaching(&["busy", "late"]).check(|| {
+    Model::of(&[ExactlyOnce], &["busy", "late"]).check(|| {
         Scenario::of(Request::published(Phase::Running))
             .role("worker", Request::run)
             .role("completer", |r| match r.word.claim(LIFE) {
@@ -378,7 +434,11 @@ fn a_completion_cannot_take_a_running_request() {
 
 #[test]
 fn starting_and_cancelling_leave_one_owner() {
-    Model::reaching(&["started", "cancelled", "asked to end", "cancelled late"]).check(|| {
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &["started", "cancelled", "asked to end", "cancelled late"],
+    )
+    .check(|| {
         Scenario::of(Request::published(Phase::Armed))
             .role("worker", |r| {
                 if r.word.start(LIFE).is_ok() {
@@ -394,7 +454,11 @@ fn starting_and_cancelling_leave_one_owner() {
 
 #[test]
 fn two_workers_and_a_cancel_leave_one_owner() {
-    Model::reaching(&["started", "cancelled", "busy", "late"]).check(|| {
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &["started", "cancelled", "busy", "late"],
+    )
+    .check(|| {
         fn work(r: &Request) {
             match r.word.start(LIFE) {
                 Ok(_) => {
@@ -424,7 +488,7 @@ fn two_workers_and_a_cancel_leave_one_owner() {
 
 #[test]
 fn a_second_cancel_is_told_so() {
-    Model::reaching(&["asked", "again", "late"]).check(|| {
+    Model::of(&[Truth], &["asked", "again", "late"]).check(|| {
         fn cancel(r: &Request) {
             match r.word.cancel(LIFE) {
                 Cancel::Recorded => {
@@ -452,12 +516,15 @@ fn seen(r: &Request) {
 
 #[test]
 fn a_keyless_wake_before_arming_is_looked_at() {
-    Model::reaching(&[
-        "seen by the submitter",
-        "told to look again",
-        "seen by the waker",
-        "woken",
-    ])
+    Model::of(
+        &[NoLostWakeup, ExactlyOnce],
+        &[
+            "seen by the submitter",
+            "told to look again",
+            "seen by the waker",
+            "woken",
+        ],
+    )
     .check(|| {
         Scenario::of(Request::published(Phase::Early))
             .role("submitter", Request::poll)
@@ -471,7 +538,11 @@ fn a_keyless_wake_before_arming_is_looked_at() {
 
 #[test]
 fn a_keyless_wake_during_a_look_is_looked_at() {
-    Model::reaching(&["seen by the waker", "woken"]).check(|| {
+    Model::of(
+        &[NoLostWakeup, ExactlyOnce],
+        &["seen by the waker", "woken"],
+    )
+    .check(|| {
         Scenario::of(Request::published(Phase::Armed))
             // Spurious: it may look before the source is ready.
             .role("spurious waker", Request::wake_keyless)
@@ -485,13 +556,16 @@ fn a_keyless_wake_during_a_look_is_looked_at() {
 
 #[test]
 fn keyless_wakes_and_a_cancel_yield_one_claim() {
-    Model::reaching(&[
-        "seen by the waker",
-        "woken",
-        "woken late",
-        "cancelled",
-        "cancelled late",
-    ])
+    Model::of(
+        &[ExactlyOnce, NoLostWakeup, Truth],
+        &[
+            "seen by the waker",
+            "woken",
+            "woken late",
+            "cancelled",
+            "cancelled late",
+        ],
+    )
     .bounded(3, "more than 100,000 executions unbounded")
     .check(|| {
         Scenario::of(Request::published(Phase::Armed))
@@ -507,7 +581,7 @@ fn keyless_wakes_and_a_cancel_yield_one_claim() {
 
 #[test]
 fn a_spurious_keyless_wake_leaves_the_request_cancellable() {
-    Model::reaching(&["cancelled", "looked"]).check(|| {
+    Model::of(&[ExactlyOnce, Progress], &["cancelled", "looked"]).check(|| {
         Scenario::of(Request::published(Phase::Armed))
             .role("spurious waker", |r| {
                 if r.word.look_again(LIFE) == Recheck::Look {
@@ -522,7 +596,7 @@ fn a_spurious_keyless_wake_leaves_the_request_cancellable() {
 
 #[test]
 fn a_stale_handle_never_hits_the_next_life() {
-    Model::reaching(&["in time", "late", "gone"]).check(|| {
+    Model::of(&[ExactlyOnce, Truth, Wrap], &["in time", "late", "gone"]).check(|| {
         struct Lives {
             request: Request,
             first: Count,

@@ -1,8 +1,14 @@
 //! Slots: the reservation.
 
-use uaio_core::Errno;
+use uaio_core::{Errno, slots::Iocb, sync::Track};
 
-use crate::{Model, Scenario, context::World, harness::pause, reached};
+use crate::{
+    Model, Scenario,
+    Theorem::{NoLoss, Reclamation, Wrap},
+    context::World,
+    harness::pause,
+    reached,
+};
 
 /// Reserves, writes the slot, and gives it back.
 fn hold_one(w: &World<1>) {
@@ -22,26 +28,29 @@ fn hold_one(w: &World<1>) {
 
 #[test]
 fn a_slot_has_one_holder() {
-    Model::reaching(&["reserved", "full"]).check(|| {
+    Model::of(&[NoLoss, Wrap], &["reserved", "full"]).check(|| {
         Scenario::of(World::<1>::new())
             .role("submitter", hold_one)
             .role("submitter", hold_one)
-            .finally(hold_one)
+            .finally(|w| drop(w.submit(1).expect("a slot was lost")))
     });
 }
 
 #[test]
 fn as_many_are_reserved_as_there_are() {
-    Model::reaching(&["one", "both"]).check(|| {
+    Model::of(&[NoLoss], &["one", "both"]).check(|| {
         Scenario::of(World::<2>::new())
             .role("submitter", |w| {
-                let held = w.context().reserve_one();
+                let held = w.submit(1);
                 pause();
                 drop(held);
             })
             .role("greedy submitter", |w| {
                 let reserved = w.context().reserve(2).expect("one is free");
                 reached(["one", "both"][reserved.len() - 1]);
+                let iocb = Iocb { data: 2, obj: !2 };
+                let held = reserved.map(|place| place.fill(iocb, Track::new(2)));
+                drop(held.collect::<Vec<_>>());
             })
             .finally(|w| assert_eq!(w.context().reserve(2).expect("all free").len(), 2))
     });
@@ -49,7 +58,7 @@ fn as_many_are_reserved_as_there_are() {
 
 #[test]
 fn room_is_free_once_the_event_was_reaped() {
-    Model::reaching(&["reserved", "full"]).check(|| {
+    Model::of(&[NoLoss, Wrap], &["reserved", "full"]).check(|| {
         let scenario = Scenario::of(World::<1>::new());
         let claim = scenario.shared().submit(1).expect("there is room").claim();
         claim.complete(0, 0);
@@ -70,7 +79,7 @@ fn room_is_free_once_the_event_was_reaped() {
 
 #[test]
 fn reserved_room_is_not_still_being_copied() {
-    Model::reaching(&["reserved", "full"])
+    Model::of(&[Reclamation, NoLoss], &["reserved", "full"])
         .bounded(2, "more than 70,000 executions in an order at bound 3")
         .check(|| {
             let scenario = Scenario::of(World::<2>::new());

@@ -10,7 +10,9 @@ use uaio_core::{
 };
 
 use crate::{
-    Model, Scenario, block_on,
+    Model, Scenario,
+    Theorem::{ExactlyOnce, Reclamation},
+    block_on,
     harness::{Count, Handed, pause},
     reached,
 };
@@ -98,7 +100,7 @@ impl World {
 
 #[test]
 fn a_lookup_finds_a_live_entry_or_none() {
-    Model::reaching(&["used", "found too late", "not found"]).check(|| {
+    Model::of(&[Reclamation], &["used", "found too late", "not found"]).check(|| {
         Scenario::of(world())
             .role("lookup", World::look_up)
             .role("remove", World::remove)
@@ -108,7 +110,7 @@ fn a_lookup_finds_a_live_entry_or_none() {
 
 #[test]
 fn an_entry_is_taken_out_by_one() {
-    Model::reaching(&["removed by the other"]).check(|| {
+    Model::of(&[ExactlyOnce, Reclamation], &["removed by the other"]).check(|| {
         Scenario::of(world())
             .role("remove", World::remove)
             .role("remove", World::remove)
@@ -118,7 +120,11 @@ fn an_entry_is_taken_out_by_one() {
 
 #[test]
 fn a_place_that_is_used_anew_answers_to_its_new_number_only() {
-    Model::reaching(&["used", "not found", "found too late"]).check(|| {
+    Model::of(
+        &[Reclamation, ExactlyOnce],
+        &["used", "not found", "found too late"],
+    )
+    .check(|| {
         Scenario::of(world())
             .role("lookup", World::look_up)
             .role("replace", |world| {

@@ -16,9 +16,12 @@ use uaio_core::{
 };
 
 use crate::{
-    Model, Scenario, block_on,
-    harness::{Count, Memory, pause},
+    Model, Scenario,
+    Theorem::{ExactlyOnce, NoLostWakeup, Order, Progress, Reclamation},
+    block_on,
+    harness::{Count, Memory, Sleeper, pause},
     reached,
+    scenarios::{self, Sleep, Source},
 };
 
 const IN: u16 = 1;
@@ -38,57 +41,48 @@ impl World {
         }
     }
 
-    /// Whether all of `key`'s events fired. `mask` says which may be new.
+    fn wait(&self, key: u16) {
+        scenarios::wait(&<Arc<Sleeper> as Sleep>::new(), self, key);
+    }
+}
+
+impl Source for World {
+    fn queue(&self) -> &WaitQueue {
+        &self.queue
+    }
+
     fn ready(&self, key: usize, mask: u16) -> bool {
         // Ordering: Relaxed. The queue must order it.
         let fired = self.fired.load(Ordering::Relaxed) as usize;
         key & mask as usize != 0 && fired & key == key
     }
 
-    fn fire(&self, event: u16) {
-        self.fired.fetch_or(event.into(), Ordering::Relaxed);
-        self.queue.wake(event, |key, mask| self.ready(key, mask));
-    }
-
-    /// Sleeps until all of `key` fired.
-    fn wait(&self, key: u16) {
-        let mut waiter = pin!(Waiter::new());
-        let mut slept = false;
-        block_on(poll_fn(|task| {
-            // SAFETY: it is used with this queue only, and leaves it below.
-            let enqueued = unsafe {
-                (self.queue).enqueue(waiter.as_ref(), key.into(), task.waker(), |key, mask| {
-                    self.ready(key, mask)
-                })
-            };
-            match enqueued.expect("nobody closes it") {
-                Enqueued::Waiting => {
-                    slept = true;
-                    Poll::Pending
-                }
-                Enqueued::Ready => Poll::Ready(()),
-            }
-        }));
-        reached(if slept { "slept" } else { "ready at once" });
-        // It knows: its memory is its own again.
-        waiter.set(Waiter::new());
-        assert!(self.ready(key.into(), key), "woken for nothing");
+    fn fire(&self, events: u16) {
+        self.fired.fetch_or(events.into(), Ordering::Relaxed);
+        self.queue.wake(events, |key, mask| self.ready(key, mask));
     }
 }
 
 #[test]
 fn a_wake_is_not_lost() {
-    Model::reaching(&["slept", "ready at once"]).check(|| {
-        Scenario::of(World::new())
-            .role("waker", |w| w.fire(IN))
-            .role("waiter", |w| w.wait(IN))
-    });
+    Model::of(&[NoLostWakeup, Order], &["slept", "ready at once"])
+        .check(|| scenarios::a_wake_is_not_lost::<Arc<Sleeper>, _>(World::new()));
+}
+
+#[test]
+fn the_next_wake_is_not_lost() {
+    Model::of(&[NoLostWakeup, Order], &["slept", "ready at once"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| scenarios::the_next_wake_is_not_lost::<Arc<Sleeper>, _>(World::new()));
 }
 
 #[test]
 fn two_wakers_wake_who_waits_for_both() {
-    Model::reaching(&["slept", "ready at once"])
-        .bounded(3, "more than 100,000 executions unbounded")
+    Model::of(&[NoLostWakeup], &["slept", "ready at once"])
+        .bounded_always(
+            3,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
         .check(|| {
             Scenario::of(World::new())
                 .role("waker", |w| w.fire(IN))
@@ -99,8 +93,11 @@ fn two_wakers_wake_who_waits_for_both() {
 
 #[test]
 fn a_mask_is_left_to_who_holds_the_lock() {
-    Model::reaching(&["slept", "ready at once"])
-        .bounded(2, "more than 100,000 executions at bound 3")
+    Model::of(&[NoLostWakeup, Progress], &["slept", "ready at once"])
+        .bounded_always(
+            2,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
         .check(|| {
             Scenario::of(World::new())
                 .role("waker", |w| w.fire(IN))
@@ -111,8 +108,11 @@ fn a_mask_is_left_to_who_holds_the_lock() {
 
 #[test]
 fn one_wake_wakes_two_waiters() {
-    Model::reaching(&["slept", "ready at once"])
-        .bounded(2, "more than 100,000 executions at bound 3")
+    Model::of(&[NoLostWakeup], &["slept", "ready at once"])
+        .bounded_always(
+            2,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
         .check(|| {
             Scenario::of(World::new())
                 .role("waker", |w| w.fire(IN))
@@ -123,7 +123,7 @@ fn one_wake_wakes_two_waiters() {
 
 /// Waits until the time is up, which it is at once.
 fn wait_no_longer(w: &World) {
-    let sleeper = Arc::new(crate::harness::Sleeper::new());
+    let sleeper = Arc::new(Sleeper::new());
     let waker = Waker::from(sleeper);
     let ready = |key, mask| w.ready(key, mask);
     let mut waiter = pin!(Waiter::new());
@@ -148,7 +148,7 @@ fn wait_no_longer(w: &World) {
 
 #[test]
 fn a_waiter_that_left_is_not_touched() {
-    Model::reaching(&["ready at once", "woken", "timed out"]).check(|| {
+    Model::of(&[Reclamation], &["ready at once", "woken", "timed out"]).check(|| {
         Scenario::of(World::new())
             .role("waker", |w| w.fire(IN))
             .role("waiter", wait_no_longer)
@@ -157,14 +157,20 @@ fn a_waiter_that_left_is_not_touched() {
 
 #[test]
 fn who_leaves_takes_nobody_elses_wake() {
-    Model::reaching(&["ready at once", "slept", "woken", "timed out"])
-        .bounded(2, "more than 100,000 executions at bound 3")
-        .check(|| {
-            Scenario::of(World::new())
-                .role("waker", |w| w.fire(IN))
-                .role("waiter", |w| w.wait(IN))
-                .role("who leaves", wait_no_longer)
-        });
+    Model::of(
+        &[NoLostWakeup, Reclamation],
+        &["ready at once", "slept", "woken", "timed out"],
+    )
+    .bounded_always(
+        2,
+        "more than 500,000 executions unbounded, without repetitions",
+    )
+    .check(|| {
+        Scenario::of(World::new())
+            .role("waker", |w| w.fire(IN))
+            .role("waiter", |w| w.wait(IN))
+            .role("who leaves", wait_no_longer)
+    });
 }
 
 /// A queue that is given back once it is closed.
@@ -213,7 +219,7 @@ impl Closing {
 
 #[test]
 fn a_closed_queue_is_not_touched() {
-    Model::reaching(&["slept", "closed before"]).check(|| {
+    Model::of(&[Reclamation, NoLostWakeup], &["slept", "closed before"]).check(|| {
         Scenario::of(Closing::new())
             .role("closer", Closing::close)
             .role("waiter", Closing::wait)
@@ -294,7 +300,7 @@ impl Crowd {
 
 #[test]
 fn a_crowd_is_woken_whoever_holds_the_lock() {
-    Model::reaching(&["left", "woken"])
+    Model::of(&[NoLostWakeup, Progress], &["left", "woken"])
         .bounded(3, "nine waiters")
         .check(|| {
             Scenario::of(Crowd::waiting())
@@ -306,7 +312,7 @@ fn a_crowd_is_woken_whoever_holds_the_lock() {
 
 #[test]
 fn a_crowd_is_woken_by_two_wakers_together() {
-    Model::reaching(&["settled"])
+    Model::of(&[NoLostWakeup, ExactlyOnce], &["settled"])
         .bounded(3, "nine waiters")
         .check(|| {
             Scenario::of(Crowd::waiting())
@@ -321,7 +327,7 @@ fn a_crowd_is_woken_by_two_wakers_together() {
 
 #[test]
 fn a_crowd_is_woken_by_closing() {
-    Model::reaching(&["left", "woken"])
+    Model::of(&[NoLostWakeup, Reclamation], &["left", "woken"])
         .bounded(3, "nine waiters")
         .check(|| {
             Scenario::of(Crowd::waiting())
@@ -333,7 +339,7 @@ fn a_crowd_is_woken_by_closing() {
 
 #[test]
 fn closing_is_not_lost_behind_a_crowd() {
-    Model::reaching(&["closed"])
+    Model::of(&[NoLostWakeup, Progress], &["closed"])
         .bounded(3, "nine waiters")
         .check(|| {
             Scenario::of(Crowd::waiting())
@@ -348,7 +354,7 @@ fn closing_is_not_lost_behind_a_crowd() {
 
 #[test]
 fn a_wake_does_not_open_a_closed_queue() {
-    Model::reaching(&["closed"])
+    Model::of(&[Reclamation], &["closed"])
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             Scenario::of(World::new())

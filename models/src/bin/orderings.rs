@@ -207,9 +207,11 @@ fn mutants(file: &str, source: &str) -> Result<Vec<Mutant>, String> {
     Ok(found)
 }
 
-/// `// Re-check: ...` marks the `if` below it: a mutant takes it for false.
+/// `// Re-check: ...` marks the `if` below it, which lets go on or turns away: one
+/// mutant takes its condition for false, another for true.
 fn rechecks(file: &str, source: &str, code: &str) -> Result<Vec<Mutant>, String> {
     let mut found = Vec::new();
+    let mut marks = BTreeMap::new();
     for (mark, _) in source.match_indices("// Re-check:") {
         let line = 1 + source[..mark].matches('\n').count();
         let Some(at) = code[mark..].find("if ") else {
@@ -218,7 +220,7 @@ fn rechecks(file: &str, source: &str, code: &str) -> Result<Vec<Mutant>, String>
             ));
         };
         let between = code[mark..mark + at].trim();
-        if !(between.is_empty() || between == "} else") {
+        if !between.is_empty() {
             return Err(format!(
                 "{file}:{line}: between the mark and its `if`: {between}"
             ));
@@ -229,18 +231,22 @@ fn rechecks(file: &str, source: &str, code: &str) -> Result<Vec<Mutant>, String>
             .map(|(at, _)| &code[at + 3..])
             .and_then(|rest| rest.split(['(', '<']).next())
             .unwrap_or("?");
-        let nth = 1 + found
-            .iter()
-            .filter(|m: &&Mutant| m.name.contains(&format!(" {function} ")))
-            .count();
-        found.push(Mutant {
-            file: file.to_owned(),
-            line,
-            name: format!("{file} {function} re-check#{nth} dropped"),
-            start,
-            end,
-            with: format!("false && ({})", &source[start..end]),
-        });
+        let nth = marks.entry(function).or_insert(0);
+        *nth += 1;
+        let condition = &source[start..end];
+        for (what, with) in [
+            ("never", format!("false && ({condition})")),
+            ("always", format!("true || ({condition})")),
+        ] {
+            found.push(Mutant {
+                file: file.to_owned(),
+                line,
+                name: format!("{file} {function} re-check#{nth} {what}"),
+                start,
+                end,
+                with,
+            });
+        }
     }
     Ok(found)
 }
@@ -279,6 +285,8 @@ fn known(text: &str) -> Result<BTreeMap<String, Known>, String> {
 enum Verdict {
     Killed(String),
     Survived,
+    /// A model hit its cap: an error.
+    Unclear(String),
     /// It does not compile: the tool's fault, and an error.
     Broken(String),
 }
@@ -288,6 +296,7 @@ impl fmt::Display for Verdict {
         match self {
             Self::Killed(by) => write!(f, "killed by {by}"),
             Self::Survived => f.write_str("survived"),
+            Self::Unclear(by) => write!(f, "unclear: {by}"),
             Self::Broken(why) => write!(f, "does not build: {why}"),
         }
     }
@@ -301,18 +310,19 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn judge(&self, mutant: &Mutant) -> std::io::Result<Verdict> {
+    fn judge(&self, mutant: &Mutant, known: &[(String, f64)]) -> std::io::Result<Verdict> {
         let path = self.workspace.join("core/src").join(&mutant.file);
         let original = fs::read_to_string(&path)?;
         let mut source = original.clone();
         source.replace_range(mutant.start..mutant.end, &mutant.with);
         fs::write(&path, source)?;
-        let verdict = self.run(&mutant.file);
+        let verdict = self.run(&mutant.file, known);
         fs::write(&path, original)?;
         verdict
     }
 
-    fn run(&self, file: &str) -> std::io::Result<Verdict> {
+    /// Builds the models; the inner error is the compiler's.
+    fn build(&self) -> std::io::Result<Result<String, String>> {
         let built = Command::new("cargo")
             .args(&self.cargo)
             .args([
@@ -326,52 +336,73 @@ impl Scratch {
         if !built.status.success() {
             let errors = String::from_utf8_lossy(&built.stderr);
             let first = errors.lines().find(|line| line.starts_with("error"));
-            return Ok(Verdict::Broken(first.unwrap_or("?").to_owned()));
+            return Ok(Err(first.unwrap_or("?").to_owned()));
         }
         let messages = String::from_utf8_lossy(&built.stdout);
         let binary = messages
             .split("\"executable\":\"")
             .filter_map(|rest| rest.split('"').next())
             .find(|path| path.contains("uaio_models"));
-        let Some(binary) = binary else {
-            return Ok(Verdict::Broken("no test binary".to_owned()));
+        Ok(binary.map(str::to_owned).ok_or("no test binary".into()))
+    }
+
+    fn run(&self, file: &str, known: &[(String, f64)]) -> std::io::Result<Verdict> {
+        let binary = match self.build()? {
+            Ok(binary) => binary,
+            Err(why) => return Ok(Verdict::Broken(why)),
         };
-        // Its own module's models first, then the rest.
-        let own = format!(
-            "{}::",
-            Path::new(file)
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-        );
-        if file.is_empty() {
-            let any = self.models(binary, &["--skip", "checker::"])?;
-            return Ok(any.map_or(Verdict::Survived, Verdict::Killed));
+        for models in chunks(known, file) {
+            if let Some(by) = self.models(&binary, &models)? {
+                return Ok(Verdict::Killed(by));
+            }
         }
-        if let Some(by) = self.models(binary, &[&own])? {
-            return Ok(Verdict::Killed(by));
+        Ok(Verdict::Survived)
+    }
+
+    /// All models and how many seconds each takes, without a mutant.
+    fn baseline(&self) -> Result<Vec<(String, f64)>, String> {
+        let binary = self.build().map_err(|e| e.to_string())?;
+        let output = Command::new(binary?)
+            .args(["--test-threads=1", "--skip=checker::", "--skip=harness::"])
+            .current_dir(self.workspace.join("models"))
+            .env("UAIO_SOUND", "1")
+            .output()
+            .map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            return Err(format!("a model fails without a mutant:\n{said}"));
         }
-        let rest = self.models(binary, &["--skip", &own, "--skip", "checker::"])?;
-        Ok(rest.map_or(Verdict::Survived, Verdict::Killed))
+        let models = said.lines().filter_map(|line| {
+            // The runner has begun the line: `test NAME ... `.
+            let (name, rest) = line.split_once(": loom, ")?;
+            let name = name.rsplit(' ').next()?;
+            let seconds = rest.split("; ").find_map(|part| part.strip_suffix(" s"))?;
+            Some((name.to_owned(), seconds.parse().ok()?))
+        });
+        Ok(models.collect())
     }
 
     /// Runs models until one fails, and tells which.
     fn models(&self, binary: &str, which: &[&str]) -> std::io::Result<Option<String>> {
         let start = Instant::now();
+        let said = self.workspace.join("target/said");
         let mut child = Command::new(binary)
+            .args(["--exact", "--test-threads=1", "--format=pretty"])
             .args(which)
-            .args(["--test-threads=1", "--format=pretty"])
             .current_dir(self.workspace.join("models"))
             .env("UAIO_SOUND", "1")
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(&said)?)
             .spawn()?;
         let output = child.stdout.take().map(BufReader::new);
         let mut running = String::from("?");
         let mut failed = None;
         for line in output.into_iter().flat_map(BufReader::lines) {
             let line = line?;
-            if let Some(rest) = line.strip_prefix("test ") {
+            if let Some(n) = line.strip_prefix("running ") {
+                let all = n.split(' ').next() == Some(&which.len().to_string());
+                assert!(all, "of {} models: {line}", which.len());
+            } else if let Some(rest) = line.strip_prefix("test ") {
                 if let Some((name, verdict)) = rest.split_once(" ... ") {
                     running = name.to_owned();
                     if verdict == "FAILED" {
@@ -390,11 +421,36 @@ impl Scratch {
         }
         let _ = child.kill();
         let status = child.wait()?;
-        Ok(match failed {
-            None if !status.success() => Some(format!("an abort after {running}")),
+        let failed = match failed {
+            None if !status.success() => Some(format!("{running} (it aborts)")),
             failed => failed,
-        })
+        };
+        let said = fs::read_to_string(said).unwrap_or_default();
+        Ok(failed.map(|model| format!("{model}: {}", reason(&said))))
     }
+}
+
+/// Those of the mutant's own module first, and quick ones before slow ones.
+fn chunks<'a>(known: &'a [(String, f64)], file: &str) -> Vec<Vec<&'a str>> {
+    const QUICK: f64 = 0.3;
+    let module = file.trim_end_matches("rs").replace('.', "::");
+    let mut chunks = vec![Vec::new(); 4];
+    for (name, seconds) in known {
+        let own = name.contains(&module);
+        chunks[usize::from(!own) + 2 * usize::from(*seconds > QUICK)].push(name.as_str());
+    }
+    chunks.retain(|chunk| !chunk.is_empty());
+    chunks
+}
+
+/// What the first panic said.
+fn reason(said: &str) -> String {
+    let mut lines = said
+        .lines()
+        .skip_while(|line| !line.contains("panicked at"));
+    lines.next();
+    let what = lines.next().unwrap_or("?").trim();
+    what.chars().take(70).collect()
 }
 
 fn run() -> Result<ExitCode, String> {
@@ -447,14 +503,12 @@ fn run() -> Result<ExitCode, String> {
     }
 
     // What fails by itself kills every mutant.
-    if let Some(workspace) = scratch.first().cloned() {
-        let cargo = cargo.clone();
-        let unchanged = Scratch { workspace, cargo }.run("");
-        match unchanged.map_err(|error| error.to_string())? {
-            Verdict::Survived => {}
-            verdict => return Err(format!("without a mutant: {verdict}")),
-        }
-    }
+    let unchanged = Scratch {
+        workspace: scratch.first().cloned().ok_or(usage)?,
+        cargo: cargo.clone(),
+    };
+    let models = unchanged.baseline()?;
+    println!("{} models, without a mutant: all pass", models.len());
 
     let total = all.len();
     let queue = Mutex::new(VecDeque::from(all));
@@ -469,7 +523,14 @@ fn run() -> Result<ExitCode, String> {
                 return Ok(());
             };
             let start = Instant::now();
-            let verdict = scratch.judge(&mutant).map_err(|error| error.to_string())?;
+            let verdict = scratch
+                .judge(&mutant, &models)
+                .map_err(|error| error.to_string())?;
+            let verdict = match verdict {
+                // A cap says nothing about the mutant.
+                Verdict::Killed(by) if by.contains("not done after") => Verdict::Unclear(by),
+                verdict => verdict,
+            };
             let entry = known.get(&mutant.name);
             let (column, note) = match (&verdict, entry) {
                 (Verdict::Killed(_), None) => (0, String::new()),
@@ -477,7 +538,7 @@ fn run() -> Result<ExitCode, String> {
                 (Verdict::Survived, Some(Known::Equivalent)) => (1, " (equivalent)".into()),
                 (Verdict::Survived, Some(Known::Invisible)) => (2, " (invisible)".into()),
                 (Verdict::Survived, None) => (3, " !".into()),
-                (Verdict::Broken(_), _) => (4, String::new()),
+                (Verdict::Unclear(_) | Verdict::Broken(_), _) => (4, String::new()),
             };
             let mut counts = counts.lock().map_err(|e| e.to_string())?;
             counts[column] += 1;
@@ -504,7 +565,9 @@ fn run() -> Result<ExitCode, String> {
     let [killed, equivalent, invisible, survived, errors] =
         counts.into_inner().map_err(|e| e.to_string())?;
     if errors > 0 {
-        println!("{errors} errors: mutants that do not build, or entries that no longer hold");
+        println!(
+            "{errors} errors: mutants that do not build, caps, or entries that no longer hold"
+        );
     }
     println!(
         "{total} mutants, {killed} killed, {equivalent} equivalent, {invisible} invisible, \
