@@ -9,22 +9,33 @@
 # one order, and a bound only where the model has one. The checker's own test then
 # demands that it misses nothing. loom's source comes from cargo's registry copy,
 # all else is built in a scratch copy: neither Cargo.lock nor the work tree change.
+#
+# Without other arguments, what was explored must be what models/MATRIX.md says.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+published() {
+    RUSTFLAGS='--cfg loom' cargo test --release -- "$@"
+}
+
+sound() (
+    target=${CARGO_TARGET_DIR:-$PWD/target}/sound
+    . ci/sound.bash
+    patched_loom "$target"
+    copy_workspace "$target/workspace"
+    cd "$target/workspace"
+
+    # As a path dependency loom's own warnings would be shown.
+    CARGO_TARGET_DIR=$target/target RUSTFLAGS='--cfg loom -Awarnings' UAIO_SOUND=1 cargo test \
+        --config "patch.crates-io.loom.path='$target/loom'" \
+        --release --package uaio-models --lib -- "$@"
+)
+
+run=(published) checker=loom
 case "${1-}" in
 -h | --help) echo "usage: $0 [--sound] [FILTER...]" && exit ;;
---sound) shift ;;
-*) RUSTFLAGS='--cfg loom' exec cargo test --release -- "$@" ;;
+--sound) run=(sound) checker=loom-sound && shift ;;
 esac
-
-target=${CARGO_TARGET_DIR:-$PWD/target}/sound
-. ci/sound.bash
-patched_loom "$target"
-copy_workspace "$target/workspace"
-cd "$target/workspace"
-
-# As a path dependency loom's own warnings would be shown.
-CARGO_TARGET_DIR=$target/target RUSTFLAGS='--cfg loom -Awarnings' UAIO_SOUND=1 exec cargo test \
-    --config "patch.crates-io.loom.path='$target/loom'" \
-    --release --package uaio-models --lib -- "$@"
+. ci/matrix.bash
+[ $# -gt 0 ] || run=(compared "$checker" "${run[@]}")
+"${run[@]}" "$@"

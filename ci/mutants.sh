@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# Plants the errors of models/mutants/, one at a time, in a scratch copy of the
-# workspace, and demands of each that the model it names fails under loom. The
-# same models have to pass without it.
+# Plants the errors of models/mutants/, one at a time, and demands of each that it
+# kills the models that it names, on loom with our patch. The same models have to
+# pass without it.
+#
+# `Killed by: MODEL` in a mutant means by an assertion of the model's own. Where
+# only the checker can notice, it says how: `Killed by: MODEL (deadlock)`, `(access)`
+# for one that nothing orders, or to what is gone, `(leak)`.
 #
 # Arguments: the names of mutants, without .patch; all by default. Fails when a
-# mutant survives, does not apply, or does not compile.
+# mutant survives, or a model fails in another way (UNCLEAR); when a mutant does
+# not apply or compile, or names no model; and when a model does not pass without.
+#
+# Two mutants at a time, each in a copy of the workspace, built in place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,75 +19,135 @@ case "${1-}" in
 -h | --help) echo "usage: $0 [MUTANT...]" && exit ;;
 esac
 
-target=${CARGO_TARGET_DIR:-$PWD/target}/mutants
-scratch=$target/workspace
-log=$target/log
-export CARGO_TARGET_DIR=$target RUSTFLAGS='--cfg loom'
-
 if [ $# -gt 0 ]; then
-    patches=("${@/%/.patch}")
+    mutants=("$@")
 else
-    patches=(models/mutants/*.patch)
+    mutants=(models/mutants/*.patch)
+    mutants=("${mutants[@]##*/}")
+    mutants=("${mutants[@]%.patch}")
 fi
-patches=("${patches[@]/#models\/mutants\//}")
+for mutant in "${mutants[@]}"; do
+    [ -e "models/mutants/$mutant.patch" ] || { echo "no such mutant: $mutant" >&2 && exit 2; }
+done
 
-rm -rf "$scratch"
-mkdir -p "$scratch"
-tar -c --exclude=./target --exclude=./.git . | tar -x -C "$scratch"
-cd "$scratch"
+target=${CARGO_TARGET_DIR:-$PWD/target}/mutants
+. ci/sound.bash
+patched_loom "$target"
 
-# The scratch copy is within a repository that git must not look for.
+quick_builds
+export RUSTFLAGS='--cfg loom -Awarnings' UAIO_SOUND=1
+
+# All below runs in a copy of the workspace.
+
+# The copy is within a repository that git must not look for.
 apply() {
     GIT_CEILING_DIRECTORIES=$target git apply "$@"
 }
 
-killer() {
-    sed -n 's/^Killed by: //p' "models/mutants/$1"
-}
-
+# The tests' executable; what cargo says is in the file `log`.
 build() {
-    cargo test --quiet --package uaio-models --lib --no-run
+    cargo test --config "patch.crates-io.loom.path='$target/loom'" \
+        --release --package uaio-models --lib --no-run 2>log || return
+    sed -n 's/^ *Executable .*(\(.*\))$/\1/p' log
 }
 
-# Fails when a model does. A model that hangs outside of loom's sight fails too.
-model() {
-    timeout 600 cargo test --quiet --package uaio-models --lib -- --exact "$@"
+# Fails when a model does. One that hangs out of loom's sight fails, too.
+models() {
+    timeout 120 "$binary" --test-threads=1 --exact "$@" </dev/null >log 2>&1
 }
 
-models=()
-for patch in "${patches[@]}"; do
-    models+=("$(killer "$patch")")
-done
-echo 'mutants: the models that are to fail, without an error to find'
-build
-model "${models[@]}"
+killers() {
+    sed -n 's/^Killed by: //p' "models/mutants/$1.patch"
+}
 
-survivors=0
+# Where the first panic of the log was, and what it said, in one line.
+first_panic() {
+    sed -n '/panicked at /{s/.*panicked at //;N;s/:\n/ /p;q}' log
+}
+
+# How a model failed, by its first panic.
+way() {
+    case $1 in
+    models/src/harness*) echo harness ;;
+    models/src/*) echo assertion ;;
+    *' deadlock; '*) echo deadlock ;;
+    *' Causality violation: '* | core/src/sync/*) echo access ;;
+    *' leaked.'*) echo leak ;;
+    *) echo unclear ;;
+    esac
+}
+
 report() {
-    printf 'mutants: %-9s %-28s %s\n' "$@"
+    printf '%-9s %-40s %s\n' "$@"
 }
-for patch in "${patches[@]}"; do
-    name=${patch%.patch} model=$(killer "$patch")
-    if ! apply "models/mutants/$patch"; then
-        report UNAPPLIED "$name" "$model"
-        exit 1
+
+judge() {
+    local mutant=$1 killer model way panic
+    if ! apply "models/mutants/$mutant.patch"; then
+        report UNAPPLIED "$mutant" ''
+        return
     fi
-    if ! build >"$log" 2>&1; then
-        cat "$log"
-        report UNBUILT "$name" "$model"
-        survivors=$((survivors + 1))
-    elif model "$model" >"$log" 2>&1; then
-        report SURVIVED "$name" "$model"
-        survivors=$((survivors + 1))
-    elif ! why=$(grep -m1 -A1 "^$model, .*panicked at" "$log"); then
-        cat "$log"
-        report UNCLEAR "$name" "$model"
-        survivors=$((survivors + 1))
+    if ! binary=$(build); then
+        report UNBUILT "$mutant" "$(grep -m1 '^error' log)"
     else
-        report killed "$name" "$model: $(tail -n1 <<<"$why")"
+        while read -r killer; do
+            model=${killer%% *} way='(assertion)'
+            [ "$killer" = "$model" ] || way=${killer#* }
+            if models "$model"; then
+                report SURVIVED "$mutant" "$killer"
+                continue
+            fi
+            panic=$(first_panic)
+            if [ "($(way "$panic"))" = "$way" ]; then
+                report killed "$mutant" "$killer: $panic"
+            else
+                report UNCLEAR "$mutant" "$killer: ${panic:-$(tail -n1 log)}"
+            fi
+        done < <(killers "$mutant")
     fi
-    apply --reverse "models/mutants/$patch"
+    apply --reverse "models/mutants/$mutant.patch"
+}
+
+# worker DIR MUTANT...
+worker() {
+    local mutant all
+    [ $# -gt 1 ] || return 0
+    copy_workspace "$1"
+    cd "$1"
+    export CARGO_TARGET_DIR=$1/target
+    shift
+    if ! binary=$(build); then
+        cat log
+        report UNBUILT - ''
+        return
+    fi
+    mapfile -t all < <(for mutant; do killers "$mutant"; done | sed 's/ .*//' | sort -u)
+    if ! models "${all[@]}" || ! grep -q " ${#all[@]} passed" log; then
+        cat log
+        report FAILED - 'a model that is to be killed, or it does not exist'
+        return
+    fi
+    for mutant; do
+        judge "$mutant"
+    done
+}
+
+demanded=0
+for mutant in "${mutants[@]}"; do
+    kills=$(killers "$mutant" | wc -l)
+    [ "$kills" -gt 0 ] || { echo "names no model: $mutant" >&2 && exit 2; }
+    demanded=$((demanded + kills))
 done
 
-echo "mutants: ${#patches[@]} planted, $survivors not killed"
-[ "$survivors" = 0 ]
+half=$(((${#mutants[@]} + 1) / 2))
+{
+    worker "$target/1" "${mutants[@]:0:half}" &
+    worker "$target/2" "${mutants[@]:half}" &
+    wait
+} | tee "$target/results"
+
+# What was not reached is not killed.
+killed=$(grep -c '^killed ' "$target/results" || true)
+survived=$((demanded - killed))
+echo "mutants: ${#mutants[@]} planted, $demanded kills checked, $survived not killed"
+[ "$survived" = 0 ]

@@ -2,7 +2,8 @@
 # Every model under shuttle's random and PCT schedules. Arguments go to the test
 # runner: `ci/shuttle.sh ring::` runs the models of one protocol. A failing
 # schedule is saved below target/shuttle/; UAIO_REPLAY=FILE runs one model with
-# it again, and UAIO_SEED=SEED repeats a run.
+# it again, and UAIO_SEED=SEED repeats a run. Without arguments, the models that ran
+# must be those of models/MATRIX.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,4 +11,7 @@ case "${1-}" in
 -h | --help) echo "usage: [UAIO_REPLAY=FILE | UAIO_SEED=SEED] $0 [FILTER...]" && exit ;;
 esac
 
-RUSTFLAGS='--cfg shuttle' exec cargo test --release -- "$@"
+run=(env RUSTFLAGS='--cfg shuttle' cargo test --release --)
+. ci/matrix.bash
+[ $# -gt 0 ] || run=(compared shuttle "${run[@]}")
+"${run[@]}" "$@"

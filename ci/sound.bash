@@ -23,3 +23,9 @@ copy_workspace() {
     find "$1" -mindepth 1 -maxdepth 1 ! -name target -exec rm -rf {} +
     tar -c --exclude=./target --exclude=./.git . | tar -x -C "$1"
 }
+
+# quick_builds: for many builds that each run for a moment.
+quick_builds() {
+    export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=0
+    export CARGO_PROFILE_RELEASE_INCREMENTAL=true
+}
