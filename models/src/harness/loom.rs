@@ -84,6 +84,9 @@ where
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = place.bound;
     builder.max_branches = MOST_BRANCHES;
+    // Whatever the environment says: a cut would go unnoticed.
+    builder.max_permutations = None;
+    builder.max_duration = None;
     let executions = Arc::new(Mutex::new(0));
     let (make, count) = (Arc::clone(scenario), Arc::clone(&executions));
     builder.check(move || {

@@ -139,7 +139,7 @@ impl Model {
                 format!("PCT of depth {PCT_DEPTH} {pct}"),
                 format!("DFS {dfs} ({extent})"),
             ],
-            most: random as u64,
+            most: if all { dfs } else { random } as u64,
             seed: Some(seed),
         })
     }
