@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::Mutex,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// Methods of atomics, and how many arguments they take: that tells them from
@@ -23,12 +23,21 @@ const METHODS: &[(&str, usize)] = &[
     ("fetch_and", 2),
     ("fetch_or", 2),
     ("fetch_xor", 2),
+    ("fetch_nand", 2),
+    ("fetch_max", 2),
+    ("fetch_min", 2),
+    ("fetch_update", 3),
     ("compare_exchange", 4),
     ("compare_exchange_weak", 4),
 ];
 
-/// How long the models may take with one mutant.
-const LIMIT: Duration = Duration::from_secs(600);
+/// How many seconds the models may take with one mutant.
+const LIMIT: &str = "600";
+
+/// What says nothing about the mutant: our cap on executions, and that no model
+/// panicked at all (it was ended, or never began).
+const UNCLEAR: &[&str] = &["not done after", NO_PANIC];
+const NO_PANIC: &str = "nothing panicked";
 
 #[derive(Clone, Debug)]
 struct Mutant {
@@ -51,6 +60,12 @@ fn blank_comments(source: &str) -> String {
             let end = rest.find('\n').unwrap_or(rest.len());
             out.extend(rest[..end].chars().flat_map(|c| [' '].repeat(c.len_utf8())));
             rest = &rest[end..];
+            continue;
+        }
+        // A character that would be taken for the start of a string.
+        if !string && rest.starts_with("'\"'") {
+            out.push_str("   ");
+            rest = &rest[3..];
             continue;
         }
         if c == '"' {
@@ -122,6 +137,7 @@ fn weaker(method: &str, argument: usize, ordering: &str) -> &'static [&'static s
         ("load", _, "SeqCst") => &["Acquire"],
         ("store", _, "SeqCst") => &["Release"],
         ("compare_exchange" | "compare_exchange_weak", 3, "SeqCst") => &["Acquire"],
+        ("fetch_update", 1, "SeqCst") => &["Acquire"],
         (_, _, "SeqCst") => &["AcqRel"],
         (_, _, "AcqRel") => &["Acquire", "Release"],
         (_, _, "Acquire" | "Release") => &["Relaxed"],
@@ -135,6 +151,7 @@ fn mutants(file: &str, source: &str) -> Result<Vec<Mutant>, String> {
     let mut found = Vec::new();
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let mut function = String::new();
+    let mut understood = 0;
     let mut at = 0;
     let word_end = |from: usize| {
         from + code[from..]
@@ -165,13 +182,19 @@ fn mutants(file: &str, source: &str) -> Result<Vec<Mutant>, String> {
         }
         let line = 1 + code[..start].matches('\n').count();
         let first = match word {
-            "fence" | "load" => 0,
+            "fence" | "load" | "fetch_update" => 0,
             "compare_exchange" | "compare_exchange_weak" => 2,
             _ => 1,
         };
         let number = counts.entry(format!("{function} {word}")).or_default();
         *number += 1;
-        for (i, &(from, to)) in arguments.iter().enumerate().skip(first) {
+        let last = if word == "fetch_update" {
+            2
+        } else {
+            arguments.len()
+        };
+        for (i, &(from, to)) in arguments.iter().enumerate().take(last).skip(first) {
+            understood += 1;
             let text = code[from..to].trim();
             let Some(ordering) = text.strip_prefix("Ordering::") else {
                 return Err(format!(
@@ -179,7 +202,10 @@ fn mutants(file: &str, source: &str) -> Result<Vec<Mutant>, String> {
                 ));
             };
             for weak in weaker(word, i, ordering) {
-                let which = if i == 3 { " on failure" } else { "" };
+                let which = match (word, i) {
+                    (_, 3) | ("fetch_update", 1) => " on failure",
+                    _ => "",
+                };
                 let what = if weak.is_empty() { "deleted" } else { weak };
                 let (start, end, with) = if weak.is_empty() {
                     let close = closing(&code, end);
@@ -203,8 +229,34 @@ fn mutants(file: &str, source: &str) -> Result<Vec<Mutant>, String> {
             }
         }
     }
+    // An ordering that is nobody's argument: passed by a path, or kept for later.
+    let orderings = code.matches("Ordering").count() - imports(&code);
+    if orderings != understood {
+        return Err(format!(
+            "{file}: {orderings} orderings, of which {understood} are arguments of operations"
+        ));
+    }
     found.extend(rechecks(file, source, &code)?);
     Ok(found)
+}
+
+/// How often the type is named by an import.
+fn imports(code: &str) -> usize {
+    let mut count = 0;
+    let mut within = false;
+    for line in code.lines() {
+        let line = line.trim_start();
+        let line = line.strip_prefix("pub").unwrap_or(line);
+        within |= line
+            .trim_start_matches("(crate)")
+            .trim_start()
+            .starts_with("use ");
+        if within {
+            count += line.matches("Ordering").count();
+            within = !line.contains(';');
+        }
+    }
+    count
 }
 
 /// `// Re-check: ...` marks the `if` below it, which lets go on or turns away: one
@@ -384,9 +436,11 @@ impl Scratch {
 
     /// Runs models until one fails, and tells which.
     fn models(&self, binary: &str, which: &[&str]) -> std::io::Result<Option<String>> {
-        let start = Instant::now();
         let said = self.workspace.join("target/said");
-        let mut child = Command::new(binary)
+        // Ends it also when it says nothing any more.
+        let mut child = Command::new("timeout")
+            .arg(LIMIT)
+            .arg(binary)
             .args(["--exact", "--test-threads=1", "--format=pretty"])
             .args(which)
             .current_dir(self.workspace.join("models"))
@@ -414,12 +468,11 @@ impl Scratch {
                 failed = Some(running.clone());
                 break;
             }
-            if start.elapsed() > LIMIT {
-                failed = Some(format!("{running}'s time limit"));
-                break;
-            }
         }
-        let _ = child.kill();
+        if failed.is_some() {
+            // The others' verdicts are not needed; `timeout` passes it on.
+            let _ = Command::new("kill").arg(child.id().to_string()).status();
+        }
         let status = child.wait()?;
         let failed = match failed {
             None if !status.success() => Some(format!("{running} (it aborts)")),
@@ -445,12 +498,28 @@ fn chunks<'a>(known: &'a [(String, f64)], file: &str) -> Vec<Vec<&'a str>> {
 
 /// What the first panic said.
 fn reason(said: &str) -> String {
-    let mut lines = said
-        .lines()
-        .skip_while(|line| !line.contains("panicked at"));
-    lines.next();
-    let what = lines.next().unwrap_or("?").trim();
+    let mut lines = (said.lines()).skip_while(|line| !line.contains("panicked at"));
+    let what = lines.nth(1).map_or(NO_PANIC, str::trim);
     what.chars().take(70).collect()
+}
+
+/// The sources below `folder`, but for the facade's: what it wraps is the checkers',
+/// and what it ships no model runs.
+fn list_sources(folder: &Path, prefix: &str, files: &mut Vec<String>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{prefix}{name}");
+        if path.is_dir() {
+            if name != "sync" {
+                list_sources(&path, &format!("{name}/"), files)?;
+            }
+        } else if name.ends_with(".rs") {
+            files.push(name);
+        }
+    }
+    files.sort();
+    Ok(())
 }
 
 fn run() -> Result<ExitCode, String> {
@@ -474,18 +543,7 @@ fn run() -> Result<ExitCode, String> {
     };
     let known = known(&read(Path::new(&list))?)?;
     let mut files = Vec::new();
-    for entry in fs::read_dir(&sources).map_err(|error| error.to_string())? {
-        let path = entry.map_err(|error| error.to_string())?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if name.ends_with(".rs") {
-            files.push(name);
-        }
-    }
-    files.sort();
+    list_sources(&sources, "", &mut files).map_err(|error| error.to_string())?;
     let mut all = Vec::new();
     for file in &files {
         all.extend(mutants(file, &read(&sources.join(file))?)?);
@@ -527,8 +585,9 @@ fn run() -> Result<ExitCode, String> {
                 .judge(&mutant, &models)
                 .map_err(|error| error.to_string())?;
             let verdict = match verdict {
-                // A cap says nothing about the mutant.
-                Verdict::Killed(by) if by.contains("not done after") => Verdict::Unclear(by),
+                Verdict::Killed(by) if UNCLEAR.iter().any(|say| by.contains(say)) => {
+                    Verdict::Unclear(by)
+                }
                 verdict => verdict,
             };
             let entry = known.get(&mutant.name);
@@ -586,4 +645,69 @@ fn main() -> ExitCode {
         eprintln!("orderings: {error}");
         ExitCode::from(2)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(source: &str) -> Vec<String> {
+        let mutants = mutants("a.rs", source).expect("it is as it must be");
+        mutants.into_iter().map(|mutant| mutant.name).collect()
+    }
+
+    #[test]
+    fn each_legal_step_is_taken() {
+        let source = "fn f() { w.compare_exchange(a, b, Ordering::AcqRel, Ordering::Acquire); }";
+        let expected = [
+            "a.rs f compare_exchange#1 AcqRel->Acquire",
+            "a.rs f compare_exchange#1 AcqRel->Release",
+            "a.rs f compare_exchange#1 on failure Acquire->Relaxed",
+        ];
+        assert_eq!(names(source), expected);
+        let source = "fn g() { fence(Ordering::SeqCst) }";
+        let expected = [
+            "a.rs g fence#1 SeqCst->AcqRel",
+            "a.rs g fence#1 SeqCst->deleted",
+        ];
+        assert_eq!(names(source), expected);
+        let source = "fn h() {\n// Re-check: it.\nif now == seen {} }";
+        let expected = ["a.rs h re-check#1 never", "a.rs h re-check#1 always"];
+        assert_eq!(names(source), expected);
+    }
+
+    #[test]
+    fn an_ordering_that_is_not_an_operations_argument_is_refused() {
+        for source in [
+            "fn f(o: O) { w.load(o) }",
+            "fn f() { AtomicU64::load(w, Ordering::Acquire) }",
+            "fn f() { let o = Ordering::Acquire; }",
+            "fn f() { w.update(Ordering::Acquire, g) }",
+            "fn f() { w.fetch_max(1, o) }",
+            "fn f() { w.fetch_update(o, o, g) }",
+            "fn f() { let quote = '\"'; w.load(o) }",
+            "// Re-check: what?\nfn f() { g() }",
+        ] {
+            assert!(mutants("a.rs", source).is_err(), "{source}");
+        }
+    }
+
+    /// What the list says is of this source, and each operation is understood.
+    #[test]
+    fn the_list_is_about_the_core_as_it_is() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let sources = root.join("../core/src");
+        let mut files = Vec::new();
+        list_sources(&sources, "", &mut files).expect("the core");
+        let mut all = Vec::new();
+        for file in &files {
+            let source = fs::read_to_string(sources.join(file)).expect("a source");
+            all.extend(mutants(file, &source).expect("it is as it must be"));
+        }
+        assert!(all.len() > 50, "{} mutants", all.len());
+        let list = fs::read_to_string(root.join("orderings.txt")).expect("the list");
+        for name in known(&list).expect("it is as it must be").keys() {
+            assert!(all.iter().any(|mutant| mutant.name == *name), "{name}");
+        }
+    }
 }
