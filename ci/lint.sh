@@ -17,7 +17,7 @@ done
 echo 'lint: rustdoc'
 RUSTDOCFLAGS='-D warnings' cargo doc --quiet --workspace --no-deps --features uaio-core/table
 
-for script in ci/*.sh .ci/run; do
+for script in ci/*.sh ci/*.bash .ci/run; do
     bash -n "$script"
 done
 echo 'lint: clean'

@@ -1,11 +1,12 @@
 # For scripts at the root of the workspace that run every model.
 
 # compared CHECKER COMMAND...: runs COMMAND, and holds what its models report
-# against models/MATRIX.md. Where UAIO_REPORT is set, the report is for the caller.
+# against models/MATRIX.md. With UAIO_MATRIX=write the report is for ci/matrix.sh.
 compared() {
     local checker=$1 report=${CARGO_TARGET_DIR:-$PWD/target}/matrix/$1.tsv
     shift
-    if [ -n "${UAIO_REPORT-}" ]; then
+    unset UAIO_ORDER UAIO_BOUND UAIO_REPLAY
+    if [ "${UAIO_MATRIX-}" = write ]; then
         "$@"
         return
     fi

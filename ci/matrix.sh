@@ -18,7 +18,7 @@ collect() {
     reports+=("$target/$1.tsv")
     rm -f "$target/$1.tsv"
     echo "matrix: $1"
-    UAIO_REPORT=$target/$1.tsv "${@:2}"
+    UAIO_MATRIX=write UAIO_REPORT=$target/$1.tsv "${@:2}"
 }
 
 mkdir -p "$target"

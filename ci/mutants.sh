@@ -46,14 +46,14 @@ apply() {
 
 # The tests' executable; what cargo says is in the file `log`.
 build() {
-    cargo test --config "patch.crates-io.loom.path='$target/loom'" \
+    cargo test --color never --config "patch.crates-io.loom.path='$target/loom'" \
         --release --package uaio-models --lib --no-run 2>log || return
     sed -n 's/^ *Executable .*(\(.*\))$/\1/p' log
 }
 
 # Fails when a model does. One that hangs out of loom's sight fails, too.
 models() {
-    timeout 120 "$binary" --test-threads=1 --exact "$@" </dev/null >log 2>&1
+    timeout 300 "$binary" --test-threads=1 --exact "$@" </dev/null >log 2>&1
 }
 
 killers() {
@@ -65,11 +65,18 @@ first_panic() {
     sed -n '/panicked at /{s/.*panicked at //;N;s/:\n/ /p;q}' log
 }
 
-# How a model failed, by its first panic.
+# How a model failed, by its first panic. An `expect` says what it claims; an index
+# or an `unwrap` that fails claims nothing.
 way() {
+    local place=${1%%:*} line=${1#*:}
     case $1 in
     models/src/harness*) echo harness ;;
-    models/src/*) echo assertion ;;
+    models/src/*)
+        case $(sed -n "${line%%:*}p" "$place") in
+        *assert*'('* | *panic!* | *'.expect('*) echo assertion ;;
+        *) echo unclear ;;
+        esac
+        ;;
     *' deadlock; '*) echo deadlock ;;
     *' Causality violation: '* | core/src/sync/*) echo access ;;
     *' leaked.'*) echo leak ;;
@@ -114,6 +121,8 @@ worker() {
     [ $# -gt 1 ] || return 0
     copy_workspace "$1"
     cd "$1"
+    # An interrupted build leaves it broken.
+    rm -rf target/release/incremental
     export CARGO_TARGET_DIR=$1/target
     shift
     if ! binary=$(build); then

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cargo test
+. ci/matrix.bash
+compared plain cargo test
 
 # Doctests run as models and so need `std`, as does `cargo test` itself; the
 # core is built without it all the same.
