@@ -64,7 +64,7 @@
 use crate::{
     error::Errno,
     sync::{
-        Padded,
+        Padded, Shadow,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         const_fn,
     },
@@ -87,31 +87,52 @@ pub struct Event {
 /// An [`Event`] in memory that others may read, or scribble on, meanwhile.
 #[derive(Debug)]
 #[repr(C)]
-pub struct EventCell([AtomicU64; 4]);
+pub struct EventCell {
+    words: [AtomicU64; 4],
+    /// Of who writes it, and of who reads it while nobody may write.
+    access: Shadow,
+}
 
 impl EventCell {
     const_fn! {
         /// An event of zeroes.
         pub const fn new() -> Self {
-            Self([AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)])
+            Self {
+                words: [
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                    AtomicU64::new(0),
+                ],
+                access: Shadow::new(),
+            }
         }
     }
 
-    // Ordering of both: Relaxed. The mark, or in Abi mode the public tail,
+    // Ordering of these: Relaxed. The mark, or in Abi mode the public tail,
     // publishes the words; a reader that is overtaken discards what it read.
     #[inline]
     fn store(&self, event: Event) {
-        let [data, obj, res, res2] = &self.0;
+        self.access.write();
+        let [data, obj, res, res2] = &self.words;
         data.store(event.data, Ordering::Relaxed);
         obj.store(event.obj, Ordering::Relaxed);
         res.store(event.res as u64, Ordering::Relaxed);
         res2.store(event.res2 as u64, Ordering::Relaxed);
     }
 
-    /// The event, read word by word: whole only if nobody writes it meanwhile.
+    /// The event, for its reaper, before whose move of the head nobody writes it.
+    /// A checker refutes who is not. Read word by word, whatever is there.
     #[inline]
     pub fn load(&self) -> Event {
-        let [data, obj, res, res2] = &self.0;
+        self.access.read();
+        self.peek()
+    }
+
+    /// The event, read word by word: whole only if nobody writes it meanwhile.
+    #[inline]
+    pub fn peek(&self) -> Event {
+        let [data, obj, res, res2] = &self.words;
         Event {
             data: data.load(Ordering::Relaxed),
             obj: obj.load(Ordering::Relaxed),
@@ -617,7 +638,8 @@ impl<M: RingMemory> Ring<M> {
                 };
                 for _ in 0..run.min(max - n) {
                     let at = head.wrapping_add(n as u64);
-                    put(n, cells.event(at).load(), cells.tag(at));
+                    // If it is overtaken, it is not the reaper of what it read.
+                    put(n, cells.event(at).peek(), cells.tag(at));
                     n += 1;
                 }
             }
@@ -676,11 +698,12 @@ impl<M: RingMemory> Ring<M> {
         let end = head.wrapping_add(n as u64);
         // Ordering: Release, as in `take_native`.
         self.head.store(end, Ordering::Release);
-        // Ordering: Release: our copies are done before foreign code that sees
-        // the new head takes the role over.
+        // Ordering: Relaxed. Foreign code that takes the role over learns where to
+        // go on, and writes no events; who lets `head` follow it holds `reaping`
+        // after us.
         header
             .head
-            .store(cells.index(end) as u32, Ordering::Release);
+            .store(cells.index(end) as u32, Ordering::Relaxed);
         drop(reaping);
         Ok(n)
     }

@@ -320,15 +320,14 @@ impl WaitQueue {
         self.wake_now(mask, ready);
     }
 
-    /// As [`wake`](Self::wake), without looking first whether anybody waits:
-    /// orders by the queue's word alone.
+    /// The rest of [`wake`](Self::wake), when somebody waits or holds the lock.
     #[cold]
     fn wake_now(&self, mask: u16, ready: impl Fn(usize, u16) -> bool) {
         let mask = if mask == 0 { u16::MAX } else { mask };
         let bits = LOCKED | u32::from(mask) << MASK_SHIFT;
-        // Ordering: AcqRel. Acquire: the list, from the last holder's Release.
-        // Release: if it is locked, what this caller published, for the holder.
-        let before = self.word.fetch_or(bits, Ordering::AcqRel);
+        // Ordering: Relaxed. What this caller published the fence in `wake` releases,
+        // for a holder; the list `serve_and_unlock` acquires.
+        let before = self.word.fetch_or(bits, Ordering::Relaxed);
         // Closed meanwhile: what was left in the word changes nothing there.
         if before & (LOCKED | CLOSED) == 0 {
             self.serve_and_unlock(&ready);
@@ -342,8 +341,9 @@ impl WaitQueue {
     /// [`wake`](Self::wake) may run meanwhile, but it still touches the queue: who
     /// frees it waits for its wakers by other means.
     pub fn close(&self) {
-        // Ordering: AcqRel, as in `wake_now`.
-        let before = self.word.fetch_or(LOCKED | CLOSING, Ordering::AcqRel);
+        // Ordering: Release: if it is locked, what came before closing, for the
+        // holder. The list `serve_and_unlock` acquires.
+        let before = self.word.fetch_or(LOCKED | CLOSING, Ordering::Release);
         if before & (LOCKED | CLOSED) == 0 {
             self.serve_and_unlock(&|_, _| true);
         }
@@ -353,8 +353,9 @@ impl WaitQueue {
     fn serve_and_unlock(&self, ready: &impl Fn(usize, u16) -> bool) {
         let mut batch = Batch::default();
         loop {
-            // Ordering: Acquire pairs with the Release of whoever left a mask:
-            // what it published is seen by `ready`.
+            // Ordering: Acquire pairs with the Release of the last holder, for the
+            // list, and of whoever left a mask: what it published is seen by
+            // `ready`. Whichever RMW took the lock, this one comes after it.
             let word = self.word.fetch_and(!MASK, Ordering::Acquire);
             let mask = (word >> MASK_SHIFT) as u16;
             let closing = word & CLOSING != 0;
@@ -379,12 +380,12 @@ impl WaitQueue {
                 // Ordering: Release: the list, for the next holder.
                 let now = self.word.fetch_and(!(LOCKED | CLOSING), Ordering::Release);
                 batch.wake();
-                // Ordering: Acquire: the list, from the last holder. A closing
-                // that was left meanwhile is passed on; what came before it is
-                // its caller's to release, in the word that only RMWs change.
+                // Ordering: Relaxed. The list is acquired above. A closing that was
+                // left meanwhile is passed on; what came before it is its caller's
+                // to release, in the word that only RMWs change.
                 let before = self
                     .word
-                    .fetch_or(LOCKED | now & CLOSING, Ordering::Acquire);
+                    .fetch_or(LOCKED | now & CLOSING, Ordering::Relaxed);
                 // Re-check: another holder serves what is left.
                 if before & (LOCKED | CLOSED) != 0 {
                     return;

@@ -537,6 +537,28 @@ fn a_keyless_wake_before_arming_is_looked_at() {
 }
 
 #[test]
+fn who_is_told_to_look_again_still_owns_the_request() {
+    Model::of(
+        &[ExactlyOnce, Truth],
+        &[
+            "told to look again",
+            "asked to end",
+            "cancelled",
+            "cancelled while arming",
+        ],
+    )
+    .check(|| {
+        Scenario::of(Request::published(Phase::Early))
+            .role("submitter", Request::poll)
+            .role("spurious waker", |r| {
+                let _ = r.word.look_again(LIFE);
+            })
+            .role("canceller", Request::cancel)
+            .finally(Request::settle)
+    });
+}
+
+#[test]
 fn a_keyless_wake_during_a_look_is_looked_at() {
     Model::of(
         &[NoLostWakeup, ExactlyOnce],
@@ -594,54 +616,91 @@ fn a_spurious_keyless_wake_leaves_the_request_cancellable() {
     });
 }
 
+/// A request whose slot lives on, next to the wrap.
+struct Lives {
+    request: Request,
+    first: Count,
+}
+
+impl Lives {
+    fn new() -> Self {
+        Self {
+            request: Request::published(Phase::Armed),
+            first: Count::default(),
+        }
+    }
+
+    /// Completes the first life, unless it has ended, and begins the second.
+    fn go_on(&self) {
+        let r = &self.request;
+        if r.word.claim(LIFE).is_err() {
+            return;
+        }
+        self.first.add(1);
+        r.payload.set(0);
+        r.word.free(LIFE);
+        // As the next to reserve the slot does: the word says which life.
+        let next = r.word.peek().generation();
+        assert_eq!(next, Generation::MIN, "after the last comes the first");
+        r.payload.set(PAYLOAD);
+        r.word.publish(next, Phase::Armed);
+    }
+
+    /// The first life was claimed once; the second, if it began, is untouched.
+    fn settle(&self) {
+        assert_eq!(self.first.get(), 1, "claims of the first life");
+        let word = &self.request.word;
+        if word.peek().generation() == Generation::MIN {
+            assert_eq!(word.look_again(Generation::MIN), Recheck::Look);
+            assert_eq!(word.end_check(Generation::MIN), Recheck::Recorded);
+            let second = word.claim(Generation::MIN);
+            let second = second.expect("nobody else knows of it");
+            assert_eq!(second.events(), 0);
+            assert!(!second.cancel_requested());
+        }
+    }
+}
+
 #[test]
 fn a_stale_handle_never_hits_the_next_life() {
     Model::of(&[ExactlyOnce, Truth, Wrap], &["in time", "late", "gone"]).check(|| {
-        struct Lives {
-            request: Request,
-            first: Count,
-        }
-        let request = Request::published(Phase::Armed);
-        Scenario::of(Lives {
-            request,
-            first: Count::default(),
-        })
-        .role("owner", |lives| {
-            let r = &lives.request;
-            if r.word.claim(LIFE).is_err() {
-                return;
-            }
-            lives.first.add(1);
-            r.payload.set(0);
-            r.word.free(LIFE);
-            // As the next to reserve the slot does: the word says which life.
-            let next = r.word.peek().generation();
-            assert_eq!(next, Generation::MIN, "after the last comes the first");
-            r.payload.set(PAYLOAD);
-            r.word.publish(next, Phase::Armed);
-        })
-        .role("canceller", |lives| match lives.request.word.cancel(LIFE) {
-            Cancel::Won(_) => {
-                lives.first.add(1);
-                reached("in time");
-            }
-            Cancel::Missed(Miss::Late) => reached("late"),
-            Cancel::Missed(Miss::Gone) => reached("gone"),
-            other => panic!("{other:?}"),
-        })
-        .role("waker", |lives| match lives.request.word.wake(LIFE, IN) {
-            Wake::Won(_) => lives.first.add(1),
-            Wake::Recorded => panic!("it was Armed"),
-            Wake::Missed(_) => {}
-        })
-        .finally(|lives| {
-            assert_eq!(lives.first.get(), 1, "claims of the first life");
-            if lives.request.word.peek().generation() == Generation::MIN {
-                let second = lives.request.word.claim(Generation::MIN);
-                let second = second.expect("nobody else knows of it");
-                assert_eq!(second.events(), 0);
-                assert!(!second.cancel_requested());
-            }
-        })
+        Scenario::of(Lives::new())
+            .role("owner", Lives::go_on)
+            .role("canceller", |lives| match lives.request.word.cancel(LIFE) {
+                Cancel::Won(_) => {
+                    lives.first.add(1);
+                    reached("in time");
+                }
+                Cancel::Missed(Miss::Late) => reached("late"),
+                Cancel::Missed(Miss::Gone) => reached("gone"),
+                other => panic!("{other:?}"),
+            })
+            .role("waker", |lives| match lives.request.word.wake(LIFE, IN) {
+                Wake::Won(_) => lives.first.add(1),
+                Wake::Recorded => panic!("it was Armed"),
+                Wake::Missed(_) => {}
+            })
+            .finally(Lives::settle)
+    });
+}
+
+#[test]
+fn a_stale_keyless_wake_never_hits_the_next_life() {
+    Model::of(&[NoLostWakeup, Wrap], &["in time", "gone"]).check(|| {
+        Scenario::of(Lives::new())
+            .role("owner", Lives::go_on)
+            .role("waker", |lives| {
+                let word = &lives.request.word;
+                match word.look_again(LIFE) {
+                    Recheck::Look => {
+                        reached("in time");
+                        let _ = word.end_check(LIFE);
+                    }
+                    Recheck::Missed(Miss::Gone) => reached("gone"),
+                    Recheck::Missed(_) => {}
+                    Recheck::Recorded => panic!("nobody looks"),
+                }
+            })
+            .finally(Lives::settle)
     });
 }

@@ -11,7 +11,7 @@ use uaio_core::{
 use crate::{
     Model, Scenario,
     Theorem::{
-        ExactlyOnce, HostileMemory, NoLoss, NoLostWakeup, Order, Progress, Reclamation, Wrap,
+        ExactlyOnce, HostileMemory, NoLoss, NoLostWakeup, Order, Progress, Reclamation, Truth, Wrap,
     },
     harness::pause,
     reached,
@@ -216,6 +216,26 @@ fn what_is_visible_can_be_reaped() {
     });
 }
 
+/// Who looks may look where the ring has wrapped meanwhile, then in the middle of
+/// a run.
+#[test]
+fn a_ring_that_is_never_empty_never_looks_empty() {
+    Model::of(&[NoLostWakeup, Wrap], &["one", "more", "reaped"]).check(|| {
+        Scenario::of(at_the_wrap::<4>().holding(&[1, 2, 3, 4]))
+            .role("reaper and producer", |w| {
+                w.consume(&[2]);
+                w.push(&[5, 6]);
+                w.consume(&[3]);
+            })
+            .role("observer", |w| {
+                let visible = w.ring.visible(4);
+                assert_ne!(visible, 0, "it looks empty");
+                reached(if visible == 1 { "one" } else { "more" });
+            })
+            .finally(World::settle)
+    });
+}
+
 /// The second reaper may find its old position overwritten, and then starts in the
 /// middle of a run.
 #[test]
@@ -327,17 +347,56 @@ fn a_foreign_reaper_finds_whole_events_in_order() {
 }
 
 #[test]
+fn no_more_is_visible_in_linux_layout_than_there_was() {
+    Model::of(&[Order, Truth], &["none", "one", "reaped"]).check(|| {
+        Scenario::of(in_linux_layout(&[]))
+            .role("producer and reaper", |m| {
+                m.world.produce(&[1]);
+                m.world.consume(&[1]);
+            })
+            .role("observer", |m| {
+                let visible = m.world.ring.visible(3);
+                assert!(visible <= 1, "{visible} of one event");
+                reached(if visible == 1 { "one" } else { "none" });
+            })
+            .finally(|m| m.world.settle())
+    });
+}
+
+#[test]
 fn room_returns_when_a_foreign_reaper_moved_the_head() {
     Model::of(&[NoLoss, Wrap], &["reaped", "full", "empty"]).check(|| {
         Scenario::of(in_linux_layout(&[1, 2]))
-            .role("producer", |m| m.world.produce(&[3, 4]))
+            // The last of them where the first was, which may still be copied.
+            .role("producer", |m| m.world.produce(&[3, 4, 5]))
             .role("foreign reaper", |m| m.reap_foreign(2))
             .finally(|m| {
                 m.reap_foreign(1);
-                assert!(m.world.push(&[5]), "the room did not return");
+                assert!(m.world.push(&[6]), "the room did not return");
                 m.world.settle();
             })
     });
+}
+
+#[test]
+fn room_that_another_producer_noticed_is_not_still_being_copied() {
+    Model::of(&[NoLoss, Reclamation], &["reaped", "full"])
+        .bounded(2, "more than 100,000 executions at bound 3")
+        .check(|| {
+            Scenario::of(in_linux_layout(&[1, 2, 3]))
+                .role("producer", |m| m.world.produce(&[4]))
+                .role("producer", |m| m.world.produce(&[11]))
+                .role("foreign reaper", |m| {
+                    // At once: the last one's room is where the first one was.
+                    for (cell, expected) in m.pages.events().iter().zip([1, 2]) {
+                        assert_eq!(value(cell.load()), expected);
+                        m.world.reaped.lock().unwrap().push(expected);
+                    }
+                    m.header().head().store(2, Ordering::Release);
+                    reached("reaped");
+                })
+                .finally(|m| m.world.settle())
+        });
 }
 
 #[test]

@@ -4,7 +4,7 @@ use uaio_core::{Errno, slots::Iocb, sync::Track};
 
 use crate::{
     Model, Scenario,
-    Theorem::{NoLoss, Reclamation, Wrap},
+    Theorem::{NoLoss, Progress, Reclamation, Wrap},
     context::World,
     harness::pause,
     reached,
@@ -33,6 +33,21 @@ fn a_slot_has_one_holder() {
             .role("submitter", hold_one)
             .role("submitter", hold_one)
             .finally(|w| drop(w.submit(1).expect("a slot was lost")))
+    });
+}
+
+#[test]
+fn who_loses_a_slot_gets_another_one() {
+    Model::of(&[NoLoss, Progress], &["reserved"]).check(|| {
+        let hold = |w: &World<2>| {
+            let request = w.submit(1).expect("there are two");
+            reached("reserved");
+            pause();
+            drop(request);
+        };
+        Scenario::of(World::<2>::new())
+            .role("submitter", hold)
+            .role("submitter", hold)
     });
 }
 

@@ -226,6 +226,24 @@ fn a_closed_queue_is_not_touched() {
     });
 }
 
+#[test]
+fn who_sees_a_queue_closed_may_free_it() {
+    Model::of(&[Reclamation], &["closed", "open"]).check(|| {
+        Scenario::of(Closing::new())
+            .role("closer", Closing::close)
+            .role("observer", |w| {
+                // SAFETY: this observer gives it back, and nobody else.
+                if unsafe { w.queue.get() }.is_closed() {
+                    reached("closed");
+                    // SAFETY: closed, and the only other one who used it knows.
+                    unsafe { w.queue.renew(WaitQueue::new()) };
+                } else {
+                    reached("open");
+                }
+            })
+    });
+}
+
 /// One more than are moved out of the lock at once.
 const CROWD: usize = 9;
 

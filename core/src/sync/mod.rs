@@ -14,6 +14,7 @@
 //! | SeqCst *accesses* | as in C11 | AcqRel: nothing may rest on them | as in C11 |
 //! | [`fence`](atomic::fence) | the target's | SeqCst fences also add happens-before (stronger than C11) | no-op |
 //! | [`cell::UnsafeCell`] | unchecked, free | a conflicting or unordered access panics | an overlapping access panics; others may run in the middle of one |
+//! | `Shadow` | nothing | as a cell | as a cell |
 //! | [`hint::spin_loop`] | a pause | a yield: another thread must run first | a yield |
 //! | [`Track`] | free | a value never dropped fails the model | as native |
 //! | [`thread::Parker`] | thread park and unpark | mutex and condvar | mutex and condvar |
@@ -78,6 +79,35 @@ macro_rules! const_fn {
     };
 }
 pub(crate) use const_fn;
+
+/// Says that memory is read or written by one who may, for a checker to refute.
+///
+/// For payload whose words are atomics because strangers share them: a reader that
+/// is ordered before the next writer by nothing at all would go unnoticed there,
+/// since no checker explores load buffering. Nothing natively.
+#[derive(Debug)]
+pub(crate) struct Shadow(cell::UnsafeCell<()>);
+
+// SAFETY: there is nothing in it.
+unsafe impl Sync for Shadow {}
+
+impl Shadow {
+    const_fn! {
+        pub(crate) const fn new() -> Self {
+            Self(cell::UnsafeCell::new(()))
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn read(&self) {
+        self.0.with(|_| ());
+    }
+
+    #[inline(always)]
+    pub(crate) fn write(&self) {
+        self.0.with_mut(|_| ());
+    }
+}
 
 /// Keeps a value on cache lines of its own.
 ///

@@ -145,6 +145,13 @@ fn mutants(folder: &Path) -> io::Result<Vec<(String, String)>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "patch")
+        {
+            let what = format!("no mutant: {}", path.display());
+            return Err(io::Error::other(what));
+        }
         for line in fs::read_to_string(&path)?.lines() {
             if let Some(killer) = line.strip_prefix("Killed by: ") {
                 mutants.push(kill(killer, &name));
@@ -401,6 +408,13 @@ fn run(arguments: &[&str]) -> Result<Vec<String>, String> {
                 add_report(&mut rows, &read(path)?).map_err(|e| format!("{report}: {e}"))?;
             }
             for (name, row) in &rows {
+                // A control need not show under every checker.
+                let missing = CHECKERS
+                    .iter()
+                    .filter(|checker| !row.contains_key(**checker));
+                for checker in missing.filter(|_| columns(row) == MODEL) {
+                    wrong.push(format!("{name}: not in {checker}'s report"));
+                }
                 if !row.contains_key("seconds") {
                     wrong.push(format!("{name}: in no report"));
                 }
