@@ -19,7 +19,7 @@ use crate::{
     Model, Scenario,
     Theorem::{ExactlyOnce, NoLostWakeup, Order, Progress, Reclamation},
     block_on,
-    harness::{Count, Memory, Sleeper, pause},
+    harness::{Count, Handed, Memory, Sleeper, pause},
     reached,
     scenarios::{self, Sleep, Source},
 };
@@ -176,16 +176,20 @@ fn who_leaves_takes_nobody_elses_wake() {
 /// A queue that is given back once it is closed.
 struct Closing {
     queue: Memory<WaitQueue>,
+    /// What the closer did before.
+    before: Handed<u64>,
 }
 
 impl Closing {
     fn new() -> Self {
         Self {
             queue: Memory::new(WaitQueue::new()),
+            before: Handed::new(0),
         }
     }
 
     fn close(&self) {
+        self.before.set(1);
         // SAFETY: not closed yet, so it is there.
         unsafe { self.queue.get() }.close();
     }
@@ -235,6 +239,7 @@ fn who_sees_a_queue_closed_may_free_it() {
                 // SAFETY: this observer gives it back, and nobody else.
                 if unsafe { w.queue.get() }.is_closed() {
                     reached("closed");
+                    assert_eq!(w.before.get(), 1, "closed before it was done");
                     // SAFETY: closed, and the only other one who used it knows.
                     unsafe { w.queue.renew(WaitQueue::new()) };
                 } else {
