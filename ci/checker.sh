@@ -13,7 +13,9 @@ test=checker::every_sequentially_consistent_outcome_is_visited
 export UAIO_SEED=${UAIO_SEED:-$(date +%Y%m%d)}
 UAIO_PROGRAMS=${UAIO_PROGRAMS:-1000}
 [ "$UAIO_PROGRAMS" -gt 0 ] || { echo 'checker: UAIO_PROGRAMS is a number above zero' >&2 && exit 2; }
-UAIO_PROGRAMS=$UAIO_PROGRAMS ci/loom.sh --sound --exact "$test" | tee /dev/stderr |
-    grep -q '^test result: ok. 1 passed' || { echo "checker: $test did not run" >&2 && exit 1; }
+log=${CARGO_TARGET_DIR:-$PWD/target}/checker.log
+mkdir -p "${log%/*}"
+UAIO_PROGRAMS=$UAIO_PROGRAMS ci/loom.sh --sound --exact "$test" | tee "$log"
+grep -q '^test result: ok. 1 passed' "$log" || { echo "checker: $test did not run" >&2 && exit 1; }
 echo 'checker: published loom, for comparison'
 UAIO_PROGRAMS=50 ci/loom.sh --exact "$test"
