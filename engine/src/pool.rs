@@ -287,7 +287,10 @@ mod tests {
     fn names_without_requests_are_swept_out() {
         const CAPACITY: usize = 4;
         let pool = Pool::new(CAPACITY, 1..=1).unwrap();
-        // The worker is not called, so it takes nothing.
+        // Once the worker waits and is not called, it takes nothing.
+        while lock(&pool.state).idle == 0 {
+            thread::yield_now();
+        }
         let submit = || {
             let reservation = pool.core.reserve_one().unwrap();
             pool.queue(reservation.fill(slots::Iocb::default(), Op::nop()))
