@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Weakens the orderings of core/src one at a time, by each legal step, deletes each
-# fence, and takes each condition that is marked `// Re-check:` for false, then for
-# true. Some model must then fail, on loom with our patch. `ci/orderings.sh FILE`
-# does one file, say ring.rs.
+# Weakens the orderings of core/src, its facade's own apart (no model runs what that
+# ships), one at a time, by each legal step, deletes each fence, and takes each
+# condition that is marked `// Re-check:` for false, then for true. Some model must
+# then fail, on loom with our patch. `ci/orderings.sh FILE` does one file, say ring.rs.
 #
 # What no model can notice stands in models/orderings.txt, each with the argument:
 # *equivalent*, or *invisible* to loom though C11 requires it. An entry without a
