@@ -38,32 +38,34 @@
 //!
 //! `reserve`, `arm`, `claim`, `cancel`, `wake`, completing and `reap` are
 //! lock-free, do not allocate and run from any context; a completer never waits.
+//! (With requests that [poll](crate::poll), `reap` and `reserve` take the locks of
+//! what they polled: for ordinary callers.)
 //! [`Wait`] takes the wait queue's lock: for ordinary callers. Payloads leave
 //! with [`Context::reap`]: a completer drops none.
 
 use core::{
     fmt,
     future::Future,
-    mem::{ManuallyDrop, MaybeUninit},
+    marker::PhantomPinned,
+    mem::{self, ManuallyDrop, MaybeUninit},
     pin::Pin,
+    ptr,
     task::{Context as Task, Poll},
 };
 
 use crate::{
     error::Errno,
     life::{Idle, Life},
+    poll::{Part, event},
     request::{self, Arm, Generation, Miss, Phase, Recheck, Snapshot},
     ring::{Event, Header, Ring, RingMemory},
     slots::{Iocb, Slot, SlotMemory, Slots, Taken},
     sync::{
         atomic::{Ordering, fence},
-        const_fn,
+        const_fn, hint,
     },
-    wait::{Enqueued, Left, WaitQueue, Waiter},
+    wait::{Awaited, Enqueued, Left, Owner, WaitQueue, Waiter},
 };
-
-/// What a completer tells the reapers' queue: that there may be more to see.
-const MORE: u16 = 1;
 
 /// How many events are moved at once between the ring and the caller.
 const CHUNK: usize = 32;
@@ -143,14 +145,35 @@ pub enum Cancelled {
 /// # Ok::<(), uaio_core::Errno>(())
 /// # })().unwrap());
 /// ```
-pub struct Context<R, S: SlotMemory> {
+pub struct Context<R: RingMemory, S: SlotMemory> {
     ring: Ring<R>,
     slots: Slots<S>,
     life: Life,
     reapers: WaitQueue,
+    /// How the hooks of its requests are called, if they can poll.
+    owner: Option<Owner>,
+    /// Its requests may be linked into what they poll.
+    _pinned: PhantomPinned,
 }
 
-impl<R, S: SlotMemory> fmt::Debug for Context<R, S> {
+impl<R: RingMemory, S: SlotMemory> Drop for Context<R, S> {
+    fn drop(&mut self) {
+        let mut slots = self.slots.0.slots().iter();
+        if !slots.any(|slot| slot.polling.is_linked()) {
+            return;
+        }
+        // Nobody holds a token any more; but a waker may be at one of its requests.
+        drop(self.destroy(|_| ()));
+        while !self.life.is_over() {
+            hint::spin_loop();
+        }
+        for slot in self.slots.0.slots() {
+            slot.polling.leave();
+        }
+    }
+}
+
+impl<R: RingMemory, S: SlotMemory> fmt::Debug for Context<R, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
             .field("capacity", &self.slots.len())
@@ -194,6 +217,8 @@ impl<T, const N: usize, const SLOTS: usize, const W: usize> InlineContext<T, N, 
                 slots: Slots(crate::slots::Inline::new(Generation::MIN)),
                 life: Life::new(),
                 reapers: WaitQueue::new(),
+                owner: None,
+                _pinned: PhantomPinned,
             }
         }
     }
@@ -231,6 +256,8 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
             slots,
             life: Life::new(),
             reapers: WaitQueue::new(),
+            owner: <S::Polling as Part<S::Payload>>::owner::<R, S>(),
+            _pinned: PhantomPinned,
         })
     }
 
@@ -297,12 +324,57 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
         self.reserve(1)?.next().ok_or(Errno::EAGAIN)
     }
 
-    fn slot(&self, index: u32) -> &Slot<S::Payload> {
+    pub(crate) fn slot(&self, index: u32) -> &Slot<S::Payload, S::Polling> {
         &self.slots.0.slots()[index as usize]
     }
 
+    /// What the hooks of its requests are called by.
+    pub(crate) fn owner(&self) -> *const Owner {
+        // From the whole, for `of_owner` to go back.
+        let this: *const u8 = ptr::from_ref(self).cast();
+        this.wrapping_add(mem::offset_of!(Self, owner)).cast()
+    }
+
+    /// # Safety
+    ///
+    /// `owner` is from [`owner`](Self::owner), of a context that outlives `'c`.
+    pub(crate) unsafe fn of_owner<'c>(owner: *const Owner) -> &'c Self {
+        let this = owner
+            .cast::<u8>()
+            .wrapping_sub(mem::offset_of!(Self, owner));
+        // SAFETY: by the contract.
+        unsafe { &*this.cast() }
+    }
+
+    /// Who is woken for a new event, and for the end.
+    pub(crate) fn reapers(&self) -> &WaitQueue {
+        &self.reapers
+    }
+
+    /// Whether there is an event to reap.
+    pub(crate) fn visible(&self) -> bool {
+        self.ring.visible(1) > 0
+    }
+
+    /// # Safety
+    ///
+    /// The claim was won by the caller, by this snapshot.
+    pub(crate) unsafe fn claim_of(&self, handle: Handle, snapshot: Snapshot) -> Claim<'_, R, S> {
+        self.won(handle, snapshot)
+    }
+
+    /// # Safety
+    ///
+    /// The request is Early, and the caller's.
+    pub(crate) unsafe fn early_of(&self, handle: Handle) -> Early<'_, R, S> {
+        Early {
+            context: self,
+            handle,
+        }
+    }
+
     /// The slot that a handle, from wherever, names.
-    fn lookup(&self, handle: Handle) -> Result<&Slot<S::Payload>, Miss> {
+    fn lookup(&self, handle: Handle) -> Result<&Slot<S::Payload, S::Polling>, Miss> {
         self.slots.get(handle.index).ok_or(Miss::Gone)
     }
 
@@ -361,18 +433,18 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     }
 
     /// Reports that the source changed, without saying how.
-    pub fn look_again(&self, handle: Handle) -> Recheck {
-        match self.lookup(handle) {
+    pub fn look_again(&self, handle: Handle) -> Looked<'_, R, S> {
+        let looked = match self.lookup(handle) {
             Ok(slot) => slot.word.look_again(handle.generation),
             Err(miss) => Recheck::Missed(miss),
-        }
-    }
-
-    /// Reports that a look found nothing. See [`Recheck::Look`].
-    pub fn end_check(&self, handle: Handle) -> Recheck {
-        match self.lookup(handle) {
-            Ok(slot) => slot.word.end_check(handle.generation),
-            Err(miss) => Recheck::Missed(miss),
+        };
+        match looked {
+            Recheck::Look => Looked::Look(Early {
+                context: self,
+                handle,
+            }),
+            Recheck::Recorded => Looked::Recorded,
+            Recheck::Missed(miss) => Looked::Missed(miss),
         }
     }
 
@@ -383,8 +455,26 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     /// ENOENT: the request is gone, or never was. EALREADY: it is completing,
     /// or its cancellation was asked for before.
     pub fn cancel(&self, handle: Handle) -> Result<Cancelled, Errno> {
+        self.end(handle, request::Word::cancel)
+    }
+
+    /// Its time is up, says the embedder's clock: cancels a request, which then ends
+    /// with ETIME unless it was cancelled as well.
+    ///
+    /// # Errors
+    ///
+    /// As [`cancel`](Self::cancel).
+    pub fn expire(&self, handle: Handle) -> Result<Cancelled, Errno> {
+        self.end(handle, request::Word::expire)
+    }
+
+    fn end(
+        &self,
+        handle: Handle,
+        end: impl Fn(&request::Word, Generation) -> request::Cancel,
+    ) -> Result<Cancelled, Errno> {
         let slot = self.lookup(handle).map_err(|_| Errno::ENOENT)?;
-        match slot.word.cancel(handle.generation) {
+        match end(&slot.word, handle.generation) {
             request::Cancel::Won(snapshot) => {
                 self.won(handle, snapshot).cancel();
                 Ok(Cancelled::Done)
@@ -421,7 +511,8 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
         // Users until the last touch, also when a waker panics.
         let _users = Users(&self.life, n as u64);
         self.ring.publish(n, events);
-        self.reapers.wake(MORE, |want, _| self.satisfies(want));
+        // What is visible is for those who wait to see: it may be behind a gap.
+        self.reapers.wake(0);
     }
 
     /// Whether who waits for `want` events need not wait any longer.
@@ -496,6 +587,7 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     /// slot still has to be given back.
     fn release(&self, index: u32) -> Option<(S::Payload, Handle)> {
         let slot = self.slot(index);
+        slot.polling.leave();
         let payload = slot.private.with_mut(|private| {
             // SAFETY: the event was published, so its completer is done with
             // the slot, and claimed by this reaper alone.
@@ -579,7 +671,7 @@ impl<R: RingMemory, S: SlotMemory> Drop for Sweep<'_, R, S> {
         for index in self.left.by_ref() {
             context.cancel_slot(index);
         }
-        (context.reapers).wake(MORE, |want, _| context.satisfies(want));
+        (context.reapers).wake(event::HUP);
     }
 }
 
@@ -746,6 +838,15 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
         self.take_payload()
     }
 
+    pub(crate) fn belongs_to(&self, context: &Context<R, S>) -> bool {
+        core::ptr::eq(self.context, context)
+    }
+
+    /// What it will be named by once it is accepted.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle
+    }
+
     fn take_payload(&self) -> Option<S::Payload> {
         let slot = self.context.slot(self.handle.index);
         slot.private.with_mut(|private| {
@@ -770,7 +871,7 @@ impl<R: RingMemory, S: SlotMemory> Drop for Request<'_, R, S> {
 /// # Safety
 ///
 /// The slot's private part is the caller's alone for the time of the call.
-unsafe fn with_payload<T, O>(slot: &Slot<T>, f: impl FnOnce(&mut T) -> O) -> Option<O> {
+unsafe fn with_payload<T, P, O>(slot: &Slot<T, P>, f: impl FnOnce(&mut T) -> O) -> Option<O> {
     slot.private.with_mut(|private| {
         // SAFETY: the caller's alone, by the contract.
         unsafe { (*private).payload.as_mut() }.map(f)
@@ -805,6 +906,15 @@ impl<'c, R: RingMemory, S: SlotMemory> Early<'c, R, S> {
     /// Its name, to be left where wakers and cancellers find it.
     pub fn handle(&self) -> Handle {
         self.handle
+    }
+
+    /// Calls `f` on what the request carries.
+    pub fn with_payload<O>(&mut self, f: impl FnOnce(&S::Payload) -> O) -> Option<O> {
+        let slot = self.context.slot(self.handle.index);
+        slot.private.with(|private| {
+            // SAFETY: Early: this owner's alone.
+            unsafe { (*private).payload.as_ref() }.map(f)
+        })
     }
 
     /// Arms it, unless something came meanwhile.
@@ -890,6 +1000,18 @@ impl<R: RingMemory, S: SlotMemory> Drop for Running<'_, R, S> {
     }
 }
 
+/// What a wake that does not say how the source changed came to.
+#[derive(Debug)]
+#[must_use]
+pub enum Looked<'c, R: RingMemory, S: SlotMemory> {
+    /// The caller is to look at the source, then to arm or claim the request.
+    Look(Early<'c, R, S>),
+    /// Whoever has the request will look again.
+    Recorded,
+    /// Not needed, or not any more.
+    Missed(Miss),
+}
+
 /// What a wake came to.
 #[derive(Debug)]
 #[must_use]
@@ -937,10 +1059,15 @@ impl<R: RingMemory, S: SlotMemory> Claim<'_, R, S> {
         self.snapshot.cancel_requested()
     }
 
-    /// Calls `f` on what the request carries. `None` if that was taken out.
+    /// Calls `f` on what the request carries. `None` if that was taken out, and for a
+    /// [poll](Context::poll), whose payload keeps what it is linked into.
     pub fn with_payload<O>(&mut self, f: impl FnOnce(&mut S::Payload) -> O) -> Option<O> {
+        let slot = self.context.slot(self.handle.index);
+        if slot.polling.is_linked() {
+            return None;
+        }
         // SAFETY: claimed, and not delivered: this owner's alone.
-        unsafe { with_payload(self.context.slot(self.handle.index), f) }
+        unsafe { with_payload(slot, f) }
     }
 
     /// Delivers the completion. Cannot fail, waits for nobody.
@@ -948,9 +1075,19 @@ impl<R: RingMemory, S: SlotMemory> Claim<'_, R, S> {
         ManuallyDrop::new(self).deliver(res, res2);
     }
 
-    /// Delivers ECANCELED: the request had no effect.
+    /// Whether its time limit had passed when it was claimed.
+    pub fn expired(&self) -> bool {
+        self.snapshot.expired()
+    }
+
+    /// Delivers ECANCELED: the request had no effect. ETIME if it was not cancelled,
+    /// but [expired](Context::expire).
     pub fn cancel(self) {
-        self.complete(Errno::ECANCELED.as_result(), 0);
+        let why = match self.expired() && !self.cancel_requested() {
+            true => Errno::ETIME,
+            false => Errno::ECANCELED,
+        };
+        self.complete(why.as_result(), 0);
     }
 
     fn event(&self, res: i64, res2: i64) -> (Event, u32) {
@@ -1063,13 +1200,18 @@ impl<R: RingMemory, S: SlotMemory> Wait<'_, R, S> {
     pub fn expire(self: Pin<&mut Self>) -> Expired {
         let this = self.as_ref();
         let context = this.context;
-        let ready = |want, _| context.satisfies(want);
         // SAFETY: the waiter is used with this queue only.
-        let left = unsafe { (context.reapers).leave(this.waiter(), ready) };
+        let left = unsafe { (context.reapers).leave(this.waiter()) };
         match left {
             Left::Woken => Expired::Woken,
             Left::Unwoken => Expired::TimedOut,
         }
+    }
+}
+
+impl<R: RingMemory, S: SlotMemory> Awaited for Wait<'_, R, S> {
+    fn holds(&self, _: u16) -> bool {
+        self.context.satisfies(self.min_nr)
     }
 }
 
@@ -1080,11 +1222,8 @@ impl<R: RingMemory, S: SlotMemory> Future for Wait<'_, R, S> {
         let this = self.as_ref();
         let context = this.context;
         // SAFETY: the waiter is used with this queue only, and `drop` leaves it.
-        let enqueued = unsafe {
-            (context.reapers).enqueue(this.waiter(), this.min_nr, task.waker(), |want, _| {
-                context.satisfies(want)
-            })
-        };
+        let enqueued =
+            unsafe { (context.reapers).enqueue(this.waiter(), task.waker(), this.get_ref()) };
         match enqueued {
             Ok(Enqueued::Waiting) => Poll::Pending,
             Ok(Enqueued::Ready) | Err(_) if context.life.has_ended() => {
@@ -1102,8 +1241,7 @@ impl<R: RingMemory, S: SlotMemory> Drop for Wait<'_, R, S> {
         let this = unsafe { Pin::new_unchecked(&*self) };
         let context = this.context;
         let _user = Users(&context.life, 1);
-        let ready = |want, _| context.satisfies(want);
         // SAFETY: the waiter is used with this queue only.
-        let _ = unsafe { (context.reapers).leave(this.waiter(), ready) };
+        let _ = unsafe { (context.reapers).leave(this.waiter()) };
     }
 }

@@ -7,6 +7,7 @@
 //! | [`slots`] | where requests live; the reservation |
 //! | [`ring`] | the completion ring, in Linux's layout |
 //! | [`wait`] | wait queues: who sleeps until what |
+//! | [`poll`] | requests that complete when something is ready |
 //! | [`life`] | how long a thing is used, and waiting for the last user |
 //! | [`context`] | all of them together: reserve, submit, complete, reap, destroy |
 #![cfg_attr(feature = "table", doc = "| [`table`] | contexts by number |")]
@@ -41,6 +42,7 @@ compile_error!("uaio-core needs pointers of at least 32 bits");
 pub mod context;
 pub mod error;
 pub mod life;
+pub mod poll;
 pub mod request;
 pub mod ring;
 pub mod slots;

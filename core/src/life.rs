@@ -42,7 +42,7 @@ use crate::{
         atomic::{AtomicU64, Ordering},
         const_fn,
     },
-    wait::{Enqueued, WaitQueue, Waiter},
+    wait::{Enqueued, Never, WaitQueue, Waiter},
 };
 
 const END: u64 = 1 << 63;
@@ -169,6 +169,11 @@ impl Life {
         }
     }
 
+    /// Whether the last user is done, and nobody touches it any more.
+    pub fn is_over(&self) -> bool {
+        self.idle.is_closed()
+    }
+
     /// Waits until the last user is done. Only after the end was called.
     pub fn idle(&self) -> Idle<'_> {
         Idle {
@@ -201,8 +206,7 @@ impl Future for Idle<'_> {
         loop {
             // SAFETY: the waiter is used with this queue only, and `drop`
             // leaves it.
-            let enqueued =
-                unsafe { (this.life.idle).enqueue(this.waiter(), 0, task.waker(), |_, _| false) };
+            let enqueued = unsafe { (this.life.idle).enqueue(this.waiter(), task.waker(), &Never) };
             match enqueued {
                 Ok(Enqueued::Waiting) => return Poll::Pending,
                 // Woken by a closing that goes on: wait for its end.
@@ -218,6 +222,6 @@ impl Drop for Idle<'_> {
         // SAFETY: the value is not moved until it is gone.
         let this = unsafe { Pin::new_unchecked(&*self) };
         // SAFETY: the waiter is used with this queue only.
-        let _ = unsafe { (this.life.idle).leave(this.waiter(), |_, _| false) };
+        let _ = unsafe { (this.life.idle).leave(this.waiter()) };
     }
 }

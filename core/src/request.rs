@@ -10,13 +10,13 @@
 //! ```text
 //!  63                               22 21        6   5     4     3    2..0
 //! +-----------------------------------+-----------+-----+-----+-----+-------+
-//! | generation (42)                   | events 16 |again|check|cancl| phase |
+//! | generation (42)                   | events 16 |again|expir|cancl| phase |
 //! +-----------------------------------+-----------+-----+-----+-----+-------+
 //! ```
 //!
 //! * *phase*: see below; bit 2 set means claimed, whatever the others say.
 //! * *cancel*: cancellation was asked for while nobody could be stopped.
-//! * *check*: somebody looks at the source on behalf of a keyless wake.
+//! * *expired*: so did its time limit.
 //! * *again*: a keyless wake came meanwhile: look once more.
 //! * *events*: what fired so far. The claim returns all that came before it.
 //! * *generation*: the slot's life. A handle names one life; who does not pin
@@ -24,9 +24,10 @@
 //!   that a late canceller meets an error and not somebody else's request.
 //!
 //! ```text
-//!             publish                arm
+//!             publish          arm
 //!      Free ----------->  Early  ----------->  Armed
-//!       ^ |                 |                  |   |
+//!       ^ |                 |   <-----------   |   |
+//!       | |                 |     look_again   |   |
 //!       | +-----------------|---- publish -----+   | start
 //!       | |                 |                  |   v
 //!       | +--- publish -----|--------- Running-|-> Running
@@ -42,12 +43,14 @@
 //! |---|---|---|---|---|---|---|---|
 //! | Free | – | gone | gone | – | gone | gone | gone |
 //! | Early | Armed, or claimed by what came meanwhile | busy | busy | – | recorded | recorded | recorded |
-//! | Armed | – | Running | **won** | – | **won** | caller looks | **won** |
-//! | Running | – | busy | busy | **won** | recorded | recorded | recorded |
+//! | Armed | – | Running | **won** | – | **won** | Early, the caller's | **won** |
+//! | Running | – | busy | busy | **won** | recorded | busy | recorded |
 //! | Claimed | – | late | late | – | late | late | late |
 //! | another generation | – | gone | gone | – | gone | gone | gone |
 //!
-//! *Owner* pins the slot: the submitter while Early, the worker while Running.
+//! *Owner* pins the slot: the submitter while Early, or who looks at the source;
+//! the worker while Running. `expire` is `cancel` by a clock.
+//!
 //! Before publication the word still says Free of its generation: nobody can
 //! have the handle, a guessed one is *gone*, and so the first store needs no
 //! read-modify-write. From arm to completion a ring request costs one.
@@ -59,7 +62,10 @@
 //!
 //! A wake in Early is neither dropped nor turned into an error: [`Word::arm`]
 //! finds it. A cancel in Early is honoured by `arm`, unless an event came too:
-//! the event wins, for it happened. A keyless wake claims nothing.
+//! the event wins, for it happened. A keyless wake claims nothing: it takes the
+//! request back to where it was when its submitter looked at the source, for the
+//! waker to look and to arm it again. So there is one look, and one way to miss
+//! nothing that happens meanwhile.
 
 use crate::{
     error::Errno,
@@ -76,7 +82,7 @@ const ARMED: u64 = 2;
 const RUNNING: u64 = 3;
 const CLAIMED: u64 = 0b100;
 const CANCEL: u64 = 1 << 3;
-const CHECK: u64 = 1 << 4;
+const EXPIRED: u64 = 1 << 4;
 const AGAIN: u64 = 1 << 5;
 const EVENTS_SHIFT: u32 = 6;
 const EVENTS: u64 = 0xffff << EVENTS_SHIFT;
@@ -117,7 +123,8 @@ impl Generation {
 pub enum Phase {
     /// Nobody's, or reserved and not yet published.
     Free,
-    /// Published, and not yet cancellable: its submitter is still at it.
+    /// Published, and not yet cancellable: its submitter is still at it, or
+    /// somebody looks at its source.
     Early,
     /// Waiting. Whoever comes first ends it.
     Armed,
@@ -153,6 +160,11 @@ impl Snapshot {
         self.0 & CANCEL != 0
     }
 
+    /// Whether its time limit had passed.
+    pub const fn expired(self) -> bool {
+        self.0 & EXPIRED != 0
+    }
+
     /// Which life of the slot it was.
     pub const fn generation(self) -> Generation {
         Generation(self.0 >> GENERATION_SHIFT)
@@ -181,6 +193,7 @@ impl core::fmt::Debug for Snapshot {
         f.debug_struct("Snapshot")
             .field("phase", &self.phase())
             .field("cancel_requested", &self.cancel_requested())
+            .field("expired", &self.expired())
             .field("events", &self.events())
             .field("generation", &self.generation().0)
             .finish_non_exhaustive()
@@ -216,8 +229,8 @@ pub enum Arm {
     Armed,
     /// Events had fired: claimed by the caller, who completes with them.
     Ready(Snapshot),
-    /// Cancelled, and nothing had fired: claimed by the caller, who completes
-    /// with ECANCELED.
+    /// Cancelled or expired, and nothing had fired: claimed by the caller, who
+    /// completes with ECANCELED or ETIME.
     Cancelled(Snapshot),
     /// A keyless wake came: still Early; look at the source and arm again.
     LookAgain,
@@ -237,10 +250,11 @@ pub enum Wake {
 }
 
 /// What a keyless wake asks of the waker.
-#[must_use = "`Look` makes the caller the one who looks"]
+#[must_use = "`Look` makes the caller the request's owner: drop it and it never completes"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recheck {
-    /// Look at the source now, then call [`Word::end_check`].
+    /// It is Early again, and the caller's: look at the source, then
+    /// [arm](Word::arm) or [claim](Word::claim_owned) it.
     Look,
     /// Whoever has the request, or looks right now, will look again.
     Recorded,
@@ -252,7 +266,8 @@ pub enum Recheck {
 #[must_use = "`Won` is a claim: drop it and the request never completes"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancel {
-    /// Claimed by the caller, who completes with ECANCELED.
+    /// Claimed by the caller, who completes with ECANCELED or ETIME, as the
+    /// snapshot says.
     Won(Snapshot),
     /// Asked of the submitter or of the worker; the completion follows.
     Recorded,
@@ -349,7 +364,7 @@ impl Word {
         self.0.store(generation.word(phase), Ordering::Release);
     }
 
-    /// Early → Armed, unless something came meanwhile. Only for the submitter.
+    /// Early → Armed, unless something came meanwhile. Only for the owner.
     pub fn arm(&self, generation: Generation) -> Arm {
         let armed = self.transition(generation.word(EARLY), |seen| {
             debug_assert!(seen.is(generation, Phase::Early), "{seen:?}");
@@ -362,7 +377,7 @@ impl Word {
                 return Some(seen.0 & !AGAIN);
             }
             // Re-check: a cancel. An event that fired wins over it.
-            if seen.cancel_requested() {
+            if seen.0 & (CANCEL | EXPIRED) != 0 {
                 return Some(seen.0 | CLAIMED);
             }
             Some(seen.0 & !PHASE | ARMED)
@@ -373,7 +388,7 @@ impl Word {
             Arm::Ready(was)
         } else if was.0 & AGAIN != 0 {
             Arm::LookAgain
-        } else if was.cancel_requested() {
+        } else if was.0 & (CANCEL | EXPIRED) != 0 {
             Arm::Cancelled(was)
         } else {
             Arm::Armed
@@ -439,31 +454,13 @@ impl Word {
                 return None;
             }
             match seen.phase() {
-                Phase::Armed if seen.0 & CHECK == 0 => Some(seen.0 | CHECK),
-                Phase::Early | Phase::Armed | Phase::Running => Some(seen.0 | AGAIN),
-                Phase::Free | Phase::Claimed => None,
+                Phase::Armed => Some(seen.0 & !PHASE | EARLY),
+                Phase::Early => Some(seen.0 | AGAIN),
+                Phase::Running | Phase::Free | Phase::Claimed => None,
             }
         });
         match noted {
-            Ok(was) if was.phase() == Phase::Armed && was.0 & CHECK == 0 => Recheck::Look,
-            Ok(_) => Recheck::Recorded,
-            Err(seen) => Recheck::Missed(seen.miss(generation)),
-        }
-    }
-
-    /// The caller, told to look, found nothing. [`Recheck::Look`]: a keyless
-    /// wake came meanwhile, look once more.
-    pub fn end_check(&self, generation: Generation) -> Recheck {
-        let ended = self.transition(generation.word(ARMED) | CHECK, |seen| {
-            seen.is(generation, Phase::Armed)
-                .then_some(if seen.0 & AGAIN != 0 {
-                    seen.0 & !AGAIN
-                } else {
-                    seen.0 & !CHECK
-                })
-        });
-        match ended {
-            Ok(was) if was.0 & AGAIN != 0 => Recheck::Look,
+            Ok(was) if was.phase() == Phase::Armed => Recheck::Look,
             Ok(_) => Recheck::Recorded,
             Err(seen) => Recheck::Missed(seen.miss(generation)),
         }
@@ -471,19 +468,29 @@ impl Word {
 
     /// Ends the request if it is Armed, else asks who has it to.
     pub fn cancel(&self, generation: Generation) -> Cancel {
-        let cancelled = self.transition(generation.word(ARMED), |seen| {
+        self.end(generation, CANCEL)
+    }
+
+    /// As [`cancel`](Self::cancel), because its time is up.
+    pub fn expire(&self, generation: Generation) -> Cancel {
+        self.end(generation, EXPIRED)
+    }
+
+    /// `why` is CANCEL or EXPIRED.
+    fn end(&self, generation: Generation, why: u64) -> Cancel {
+        let ended = self.transition(generation.word(ARMED), |seen| {
             // Re-check: not another life's.
             if seen.generation() != generation {
                 return None;
             }
             match seen.phase() {
-                Phase::Armed => Some(seen.0 | CANCEL | CLAIMED),
-                Phase::Early | Phase::Running if !seen.cancel_requested() => Some(seen.0 | CANCEL),
+                Phase::Armed => Some(seen.0 | why | CLAIMED),
+                Phase::Early | Phase::Running if seen.0 & why == 0 => Some(seen.0 | why),
                 _ => None,
             }
         });
-        match cancelled {
-            Ok(was) if was.phase() == Phase::Armed => Cancel::Won(was),
+        match ended {
+            Ok(was) if was.phase() == Phase::Armed => Cancel::Won(Snapshot(was.0 | why)),
             Ok(_) => Cancel::Recorded,
             Err(seen) => match seen.miss(generation) {
                 Miss::Busy => Cancel::Again,

@@ -20,6 +20,7 @@
 //! when it saw every slot taken.
 
 use crate::{
+    poll::{Part, Polling},
     request::{Generation, Word},
     sync::{
         atomic::{AtomicU64, Ordering},
@@ -46,16 +47,18 @@ pub(crate) struct Private<T> {
 
 /// Room for one request. See the [module](self).
 #[derive(Debug)]
-pub struct Slot<T> {
+pub struct Slot<T, P = ()> {
     pub(crate) word: Word,
     pub(crate) private: UnsafeCell<Private<T>>,
+    /// Where it waits, by the rules of [`poll`](crate::poll).
+    pub(crate) polling: P,
 }
 
 // SAFETY: the word is an atomic; the private part is accessed by one thread at
 // a time, by the module's rules, and moves between threads: hence `T: Send`.
-unsafe impl<T: Send> Sync for Slot<T> {}
+unsafe impl<T: Send, P: Sync> Sync for Slot<T, P> {}
 
-impl<T> Slot<T> {
+impl<T, P: Part<T>> Slot<T, P> {
     const_fn! {
         /// A free slot whose first life is `generation`.
         pub const fn new(generation: Generation) -> Self {
@@ -65,6 +68,10 @@ impl<T> Slot<T> {
                     iocb: Iocb { data: 0, obj: 0 },
                     payload: None,
                 }),
+                #[cfg(not(loom))]
+                polling: P::NEW,
+                #[cfg(loom)]
+                polling: P::new(),
             }
         }
     }
@@ -100,8 +107,10 @@ impl Default for Bits {
 pub unsafe trait SlotMemory {
     /// What a request carries while it is under way.
     type Payload;
+    /// `()`, or what its requests need to [poll](crate::poll).
+    type Polling: Polling<Self::Payload>;
     /// The slots.
-    fn slots(&self) -> &[Slot<Self::Payload>];
+    fn slots(&self) -> &[Slot<Self::Payload, Self::Polling>];
     /// One bit per slot, set while it is taken.
     fn taken(&self) -> &[Bits];
 }
@@ -137,7 +146,7 @@ impl Iterator for Taken {
 pub(crate) struct Slots<M>(pub(crate) M);
 
 impl<M: SlotMemory> Slots<M> {
-    pub(crate) fn get(&self, index: u32) -> Option<&Slot<M::Payload>> {
+    pub(crate) fn get(&self, index: u32) -> Option<&Slot<M::Payload, M::Polling>> {
         self.0.slots().get(index as usize)
     }
 
@@ -209,12 +218,12 @@ fn lowest(bits: u64, n: u32) -> u64 {
 
 /// Memory for `N` slots, at most 64 × `W`, inside the value itself.
 #[derive(Debug)]
-pub struct Inline<T, const N: usize, const W: usize = 1> {
-    slots: [Slot<T>; N],
+pub struct Inline<T, const N: usize, const W: usize = 1, P = ()> {
+    slots: [Slot<T, P>; N],
     taken: [Bits; W],
 }
 
-impl<T, const N: usize, const W: usize> Inline<T, N, W> {
+impl<T, const N: usize, const W: usize, P: Part<T>> Inline<T, N, W, P> {
     const SIZE: () = assert!(
         N >= 1 && N <= 64 * W && N <= 1 << 24,
         "from 1 to 64 slots per word of the bitmap"
@@ -226,7 +235,7 @@ impl<T, const N: usize, const W: usize> Inline<T, N, W> {
         let () = Self::SIZE;
         // An array of a type that is not Copy: `[const { .. }; N]` cannot name
         // `generation`, so fill it one by one.
-        let mut slots = [const { core::mem::MaybeUninit::<Slot<T>>::uninit() }; N];
+        let mut slots = [const { core::mem::MaybeUninit::<Slot<T, P>>::uninit() }; N];
         let mut i = 0;
         while i < N {
             slots[i] = core::mem::MaybeUninit::new(Slot::new(generation));
@@ -235,7 +244,7 @@ impl<T, const N: usize, const W: usize> Inline<T, N, W> {
         Self {
             // SAFETY: every element was written; the layouts are the same.
             slots: unsafe {
-                core::mem::transmute_copy::<[core::mem::MaybeUninit<Slot<T>>; N], [Slot<T>; N]>(
+                core::mem::transmute_copy::<[core::mem::MaybeUninit<Slot<T, P>>; N], [Slot<T, P>; N]>(
                     &slots,
                 )
             },
@@ -255,9 +264,10 @@ impl<T, const N: usize, const W: usize> Inline<T, N, W> {
 }
 
 // SAFETY: arrays with at least one bit per slot, made zero, private to the value.
-unsafe impl<T, const N: usize, const W: usize> SlotMemory for Inline<T, N, W> {
+unsafe impl<T, const N: usize, const W: usize, P: Polling<T>> SlotMemory for Inline<T, N, W, P> {
     type Payload = T;
-    fn slots(&self) -> &[Slot<T>] {
+    type Polling = P;
+    fn slots(&self) -> &[Slot<T, P>] {
         &self.slots
     }
     fn taken(&self) -> &[Bits] {
@@ -268,13 +278,13 @@ unsafe impl<T, const N: usize, const W: usize> SlotMemory for Inline<T, N, W> {
 /// Memory for slots on the heap.
 #[cfg(feature = "alloc")]
 #[derive(Debug)]
-pub struct Boxed<T> {
-    slots: alloc::boxed::Box<[Slot<T>]>,
+pub struct Boxed<T, P = ()> {
+    slots: alloc::boxed::Box<[Slot<T, P>]>,
     taken: alloc::boxed::Box<[Bits]>,
 }
 
 #[cfg(feature = "alloc")]
-impl<T> Boxed<T> {
+impl<T, P: Part<T>> Boxed<T, P> {
     /// Memory for `n` slots.
     ///
     /// # Errors
@@ -293,9 +303,10 @@ impl<T> Boxed<T> {
 
 // SAFETY: boxed slices, never moved or resized, one bit per slot, made zero.
 #[cfg(feature = "alloc")]
-unsafe impl<T> SlotMemory for Boxed<T> {
+unsafe impl<T, P: Polling<T>> SlotMemory for Boxed<T, P> {
     type Payload = T;
-    fn slots(&self) -> &[Slot<T>] {
+    type Polling = P;
+    fn slots(&self) -> &[Slot<T, P>] {
         &self.slots
     }
     fn taken(&self) -> &[Bits] {

@@ -1,4 +1,4 @@
-//! Wait queues: who sleeps until what, and who wakes them.
+//! Wait queues: who waits for what, and who wakes whom.
 //!
 //! An intrusive list of [`Waiter`]s under a one-bit lock that **a waker never
 //! waits for**. Whoever wakes leaves its mask in the queue's word; if the lock
@@ -8,57 +8,98 @@
 //! they are ordinary callers.
 //!
 //! ```text
-//!  31          16        3         2         1        0
-//! +--------------+------+---------+---------+---------+
-//! | mask, unserved|     | closing | waiting | locked  |   0: nobody, nothing
-//! +--------------+------+---------+---------+---------+   CLOSED: the end
+//!  63    32 31         16       6     5     4     3        2         1         0
+//! +--------+--------------+-----+-----+-----+-----+--------+---------+---------+--------+
+//! | away   | mask, unserved|    | any | all | one | closed | closing | waiting | locked |
+//! +--------+--------------+-----+-----+-----+-----+--------+---------+---------+--------+
 //! ```
 //!
 //! # States × operations
 //!
-//! | word | [`wake`](WaitQueue::wake) | [`enqueue`](WaitQueue::enqueue), [`leave`](WaitQueue::leave) | [`close`](WaitQueue::close) |
+//! | word | [`wake`](WaitQueue::wake), [`wake_one`](WaitQueue::wake_one) | [`enqueue`](WaitQueue::enqueue), [`leave`](WaitQueue::leave) | [`close`](WaitQueue::close) |
 //! |---|---|---|---|
 //! | 0 | returns (nobody waits) | locks | locks, becomes CLOSED |
 //! | waiting | locks, serves, unlocks | locks | locks, wakes all, becomes CLOSED |
 //! | locked | leaves its mask | waits | leaves `closing` |
 //! | CLOSED | returns | `Closed` | returns |
 //!
-//! # Waiter states
+//! # Waiters
 //!
-//! *Idle → linked → woken*, always changed with the lock held. A woken waiter
-//! is unlinked and its waker moved out **under the lock**; nobody touches it
-//! afterwards, so its owner may free it as soon as it has learned of it, which
-//! it does by taking the lock. The waker itself is called with no lock held.
+//! What a waiter waits for it says itself, by its [`Awaited`], so that whoever holds
+//! the lock can judge it. Then its waker is called. A poll request is a waiter that
+//! answers for itself: a wake claims it, or makes the waker look at its source (see
+//! [`poll`](crate::poll)).
+//!
+//! ```text
+//!           enqueue              a wake that is for it
+//!    Idle ---------> Linked --------------------------> Going --> Woken
+//!     ^                 | leave                                     |
+//!     |                 v                                           |
+//!     +------------- Leaving          (leave, enqueue) <------------+
+//! ```
+//!
+//! Its owner takes it out, or a waker does: one of them changes Linked. Who wakes
+//! it moves the waker out **under the lock** and stores Woken as its last touch;
+//! so its owner may free it once it sees that, without a look at the queue. The
+//! waker itself is called with no lock held.
+//!
+//! *Exclusive* waiters share one wake: [`wake_one`](WaitQueue::wake_one) wakes
+//! one of them, and everybody who is not exclusive. One that is woken and leaves
+//! all the same passes the wake on. When two wakes meet in the word, what is left
+//! there is a wake of all: too many may wake, never too few.
 //!
 //! # Losing no wake-up
 //!
 //! The waker publishes what it has to say, then fences, then looks at the word;
-//! the one who enqueues locks, then fences, then looks at what is published
-//! (`ready`), and only then links itself. Of two fences one is first: either
-//! the waker sees the lock (and leaves its mask), or the other sees what was
-//! published.
+//! the one who enqueues locks, then fences, then looks at what is published,
+//! and only then links itself. Of two fences one is first: either the waker sees
+//! the lock (and leaves its mask), or the other sees what was published.
 //!
 //! # Closing
 //!
+//! A holder that has more to wake than it can move out at once lets go to call them,
+//! and comes again: it is *away*, and counted in the word.
+//!
 //! Closing wakes everybody, and its last touch of the queue is the store of
-//! CLOSED: who sees CLOSED may free the queue. New waiters are refused then.
+//! CLOSED: who sees CLOSED may free the queue, with no regard to those who were
+//! in it: they are out, and do not touch it again. One that was Leaving at that
+//! moment, or a holder that is away, still comes for the lock, so closing stays in the
+//! word until it does: who comes last closes in place of the closer. New waiters are
+//! refused then; while closing waits they are let in, and taken out at the end.
 
-use core::{cell::Cell, fmt, marker::PhantomPinned, pin::Pin, ptr, task::Waker};
+use core::{
+    fmt,
+    marker::PhantomPinned,
+    pin::Pin,
+    ptr::{self, NonNull},
+    task::Waker,
+};
 
 use crate::sync::{
-    atomic::{AtomicU32, Ordering, fence},
+    atomic::{AtomicU32, AtomicU64, Ordering, fence},
     cell::UnsafeCell,
     const_fn, contain, hint,
 };
 
-const LOCKED: u32 = 1;
-const WAITING: u32 = 1 << 1;
-const CLOSING: u32 = 1 << 2;
-const CLOSED: u32 = 1 << 3;
+const LOCKED: u64 = 1;
+const WAITING: u64 = 1 << 1;
+const CLOSING: u64 = 1 << 2;
+const CLOSED: u64 = 1 << 3;
+/// A wake was left that is for one exclusive waiter.
+const ONE: u64 = 1 << 4;
+/// A wake was left that is for all.
+const ALL: u64 = 1 << 5;
+/// A wake was left that does not say what happened.
+const ANY: u64 = 1 << 6;
 const MASK_SHIFT: u32 = 16;
-const MASK: u32 = 0xffff << MASK_SHIFT;
+const MASK: u64 = 0xffff << MASK_SHIFT;
+/// What wakers leave in the word.
+const LEFT: u64 = ONE | ALL | ANY | MASK;
+/// One who has let go of the lock to call wakers, and comes again.
+const AWAY: u64 = 1 << 32;
+const AWAYS: u64 = !(AWAY - 1);
 
-/// How many wakers are moved out under one hold of the lock.
+/// For how many the lock is held at a time.
 const BATCH: usize = 8;
 
 /// The queue is closed.
@@ -85,49 +126,256 @@ pub enum Left {
     Woken,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Idle,
-    Linked,
-    Woken,
+/// What a waiter waits for.
+pub trait Awaited {
+    /// Whether it need not wait any longer, when a wake with `mask` comes. Zero says
+    /// that anything may have happened, or nothing: look.
+    ///
+    /// Called under the queue's lock, by whoever holds that: short, without locks,
+    /// and it must not panic.
+    fn holds(&self, mask: u16) -> bool;
 }
 
-/// The part of a waiter that its queue's lock protects.
-#[derive(Debug)]
+impl<F: Fn(u16) -> bool> Awaited for F {
+    fn holds(&self, mask: u16) -> bool {
+        self(mask)
+    }
+}
+
+/// Nothing but the closing of the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Never;
+
+impl Awaited for Never {
+    fn holds(&self, _: u16) -> bool {
+        false
+    }
+}
+
+/// Whom a waiter stands for: a task that waits for what is [`Awaited`], or what
+/// answers for itself.
+pub(crate) trait Asked {
+    /// What a wake with this mask means: zero for one that does not say, none for
+    /// closing, which takes it out whatever it answers.
+    ///
+    /// # Safety
+    ///
+    /// Under the queue's lock, of one that is linked.
+    unsafe fn asked(&self, mask: Option<u16>) -> Answer;
+
+    /// Whom to call, if it is no task.
+    fn hook(&self) -> Option<NonNull<Hook>>;
+}
+
+impl<A: Awaited> Asked for A {
+    unsafe fn asked(&self, mask: Option<u16>) -> Answer {
+        match mask.is_some_and(|mask| self.holds(mask)) {
+            true => Answer::Woken,
+            false => Answer::Stay,
+        }
+    }
+
+    fn hook(&self) -> Option<NonNull<Hook>> {
+        None
+    }
+}
+
+/// What a wake means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Nothing.
+    Stay,
+    /// Its hook is called, and it stays in the list.
+    Look,
+    /// Its waker or its hook is called, and it is out of the list.
+    Woken,
+    /// It does not wait any more: out of the list.
+    Gone,
+}
+
+/// How to call what is no task, with no lock held, once for each [`Answer::Look`] or
+/// [`Answer::Woken`]. Until then it does not go away.
+pub(crate) struct Hook {
+    /// The next to be called. Of who was answered so.
+    next: UnsafeCell<*const Hook>,
+    call: UnsafeCell<Call>,
+}
+
+/// Whom a [`Hook`] calls, and about what.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) owner: *const Owner,
+    pub(crate) index: u32,
+    pub(crate) events: u16,
+}
+
+impl Call {
+    const NOBODY: Self = Self {
+        owner: ptr::null(),
+        index: 0,
+        events: 0,
+    };
+}
+
+/// The part of a hook's owner that says how it is called: with itself, and what the
+/// [`Call`] says.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Owner(pub(crate) unsafe fn(*const Owner, u32, u16));
+
+impl Hook {
+    const_fn! {
+        pub(crate) const fn new() -> Self {
+            Self { next: UnsafeCell::new(ptr::null()), call: UnsafeCell::new(Call::NOBODY) }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Nobody else knows it: it is not linked.
+    pub(crate) unsafe fn set(&self, call: Call) {
+        self.call.with_mut(|place| {
+            // SAFETY: the caller's alone, by the contract.
+            unsafe { *place = call }
+        });
+    }
+
+    /// # Safety
+    ///
+    /// It is not [set](Self::set) meanwhile.
+    pub(crate) unsafe fn call(&self) -> Call {
+        self.call.with(|call| {
+            // SAFETY: nobody writes it, by the contract.
+            unsafe { *call }
+        })
+    }
+}
+
+/// Hooks on their way out of the lock, in the order of the list.
+struct Calls {
+    first: *const Hook,
+    last: *const Hook,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            first: ptr::null(),
+            last: ptr::null(),
+        }
+    }
+}
+
+impl Calls {
+    /// # Safety
+    ///
+    /// It is to be called, and was not yet.
+    unsafe fn push(&mut self, hook: *const Hook) {
+        // SAFETY: it does not go away before it was called.
+        unsafe { &*hook }.next.with_mut(|next| {
+            // SAFETY: it is in no other hands.
+            unsafe { *next = ptr::null() }
+        });
+        // SAFETY: as above; not called yet.
+        match unsafe { self.last.as_ref() } {
+            None => self.first = hook,
+            // SAFETY: in our hands alone.
+            Some(last) => last.next.with_mut(|next| unsafe { *next = hook }),
+        }
+        self.last = hook;
+    }
+
+    fn run(&mut self) {
+        let mut hook = core::mem::take(self).first;
+        // SAFETY: it does not go away before it was called.
+        while let Some(called) = unsafe { hook.as_ref() } {
+            // SAFETY: in our hands alone.
+            hook = called.next.with(|next| unsafe { *next });
+            // SAFETY: set before it was linked.
+            let call = unsafe { called.call() };
+            // SAFETY: the owner is there while who is called has not gone away.
+            let Owner(how) = unsafe { *call.owner };
+            // SAFETY: answered Look or Woken, and no lock is held.
+            unsafe { how(call.owner, call.index, call.events) };
+        }
+    }
+}
+
+const IDLE: u32 = 0;
+const LINKED: u32 = 1;
+const GOING: u32 = 2;
+const WOKEN: u32 = 3;
+const LEAVING: u32 = 4;
+
+/// The part of a waiter that its queue's lock protects while it is linked.
 struct Node {
     next: *const Waiter,
     previous: *const Waiter,
-    state: State,
-    key: usize,
+    /// Whom it stands for; and, of a task, whom to wake.
+    whom: Option<Whom>,
     waker: Option<Waker>,
+}
+
+type Whom = NonNull<dyn Asked>;
+
+/// Whether a waiter is one of those who share a wake; and what woke it, to be passed
+/// on. Protected as the node is.
+#[derive(Clone, Copy)]
+struct Share {
+    exclusive: bool,
+    any: bool,
+    mask: u16,
 }
 
 /// A place in a [`WaitQueue`]; belongs to who waits, and to one queue only.
 ///
 /// Must have [left](WaitQueue::leave) its queue before it is dropped.
-#[derive(Debug)]
 pub struct Waiter {
+    state: AtomicU32,
+    share: UnsafeCell<Share>,
     node: UnsafeCell<Node>,
     /// A waiter in a list must stay where it is.
     _pinned: PhantomPinned,
 }
 
-// SAFETY: the node is only accessed under the queue's lock; the waker in it is
-// Send, and the pointers lead to waiters of the same kind.
+// SAFETY: the node is only accessed under the queue's lock or by its owner once it
+// is out; the waker in it is Send, and the pointers lead to waiters of the same kind
+// and to what is Sync.
 unsafe impl Send for Waiter {}
 // SAFETY: as for Send.
 unsafe impl Sync for Waiter {}
 
+impl fmt::Debug for Waiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiter").finish_non_exhaustive()
+    }
+}
+
 impl Waiter {
     const_fn! {
-        /// A waiter in no queue.
+        /// A waiter in no queue, woken whoever else is.
         pub const fn new() -> Self {
+            Self::of(false)
+        }
+    }
+
+    const_fn! {
+        /// A waiter in no queue, one of those of which one wake wakes one.
+        pub const fn exclusive() -> Self {
+            Self::of(true)
+        }
+    }
+
+    const_fn! {
+        const fn of(exclusive: bool) -> Self {
             Self {
+                state: AtomicU32::new(IDLE),
+                share: UnsafeCell::new(Share { exclusive, any: false, mask: 0 }),
                 node: UnsafeCell::new(Node {
                     next: ptr::null(),
                     previous: ptr::null(),
-                    state: State::Idle,
-                    key: 0,
+                    whom: None,
                     waker: None,
                 }),
                 _pinned: PhantomPinned,
@@ -139,13 +387,31 @@ impl Waiter {
     ///
     /// # Safety
     ///
-    /// The caller holds the lock of the queue that the waiter belongs to, and
-    /// `f` reaches no other access to the same node.
+    /// The caller holds the lock of the queue that the waiter is linked into, or
+    /// owns it and it is not; and `f` reaches no other access to the same node.
     unsafe fn with<R>(&self, f: impl FnOnce(&mut Node) -> R) -> R {
         self.node.with_mut(|node| {
-            // SAFETY: the lock makes the access exclusive, by the contract.
+            // SAFETY: the access is exclusive, by the contract.
             f(unsafe { &mut *node })
         })
+    }
+
+    /// # Safety
+    ///
+    /// As of [`with`](Self::with).
+    unsafe fn share(&self) -> Share {
+        self.share.with(|share| {
+            // SAFETY: nobody writes it, by the contract.
+            unsafe { *share }
+        })
+    }
+
+    /// Under the lock: it is to be taken out by the caller, and not by its owner.
+    fn goes(&self) -> bool {
+        // Ordering: Relaxed. The lock orders what is in the node.
+        let went =
+            (self.state).compare_exchange(LINKED, GOING, Ordering::Relaxed, Ordering::Relaxed);
+        went.is_ok()
     }
 }
 
@@ -174,10 +440,9 @@ impl List {
             waiter.with(|node| {
                 node.next = ptr::null();
                 node.previous = last;
-                node.state = State::Linked;
             });
         }
-        // SAFETY: what is linked is alive: its owner unlinks it first.
+        // SAFETY: what is linked is alive: it is unlinked first.
         match unsafe { last.as_ref() } {
             None => self.first = waiter,
             // SAFETY: under the lock; another node than the one above.
@@ -188,15 +453,28 @@ impl List {
 
     /// # Safety
     ///
+    /// Under the lock.
+    unsafe fn has_leaving(&self) -> bool {
+        let mut next = self.first;
+        // SAFETY: what is linked is alive.
+        while let Some(waiter) = unsafe { next.as_ref() } {
+            // Ordering: Relaxed. Later is early enough: `goes` decides.
+            if waiter.state.load(Ordering::Relaxed) == LEAVING {
+                return true;
+            }
+            // SAFETY: under the lock, by the contract.
+            next = unsafe { waiter.with(|node| node.next) };
+        }
+        false
+    }
+
+    /// # Safety
+    ///
     /// Under the lock; `waiter` is in the list.
-    unsafe fn unlink(&mut self, waiter: &Waiter, state: State) -> Option<Waker> {
+    unsafe fn unlink(&mut self, waiter: &Waiter) -> Option<Waker> {
         // SAFETY: under the lock, by the contract.
-        let (next, previous, waker) = unsafe {
-            waiter.with(|node| {
-                node.state = state;
-                (node.next, node.previous, node.waker.take())
-            })
-        };
+        let (next, previous, waker) =
+            unsafe { waiter.with(|node| (node.next, node.previous, node.waker.take())) };
         // SAFETY: what is linked is alive.
         match unsafe { previous.as_ref() } {
             None => self.first = next,
@@ -211,13 +489,37 @@ impl List {
         }
         waker
     }
+
+    /// Takes out a waiter that [`goes`](Waiter::goes). Its owner may free it from
+    /// now on.
+    ///
+    /// # Safety
+    ///
+    /// As [`unlink`](Self::unlink).
+    unsafe fn woken(&mut self, waiter: &Waiter, served: Served) -> Option<Waker> {
+        // SAFETY: the same contract.
+        let waker = unsafe { self.unlink(waiter) };
+        waiter.share.with_mut(|share| {
+            // SAFETY: under the lock, by the contract.
+            let share = unsafe { &mut *share };
+            (share.any, share.mask) = match served.closing {
+                true => (false, 0),
+                false => (served.any, served.mask),
+            };
+        });
+        // Ordering: Release pairs with the Acquire in `leave` and `enqueue`: this
+        // is the last touch.
+        waiter.state.store(WOKEN, Ordering::Release);
+        waker
+    }
 }
 
-/// Wakers on their way out of the lock.
+/// Who is to be called once the lock is let go.
 #[derive(Default)]
 struct Batch {
-    wakers: [Cell<Option<Waker>>; BATCH],
+    wakers: [Option<Waker>; BATCH],
     len: usize,
+    hooks: Calls,
 }
 
 impl Batch {
@@ -225,19 +527,63 @@ impl Batch {
         self.len == BATCH
     }
 
-    fn push(&mut self, waker: Option<Waker>) {
-        self.wakers[self.len].set(waker);
+    fn push(&mut self, waker: Waker) {
+        self.wakers[self.len] = Some(waker);
         self.len += 1;
     }
 
-    fn wake(&mut self) {
-        for waker in &self.wakers[..self.len] {
+    fn run(&mut self) {
+        for waker in &mut self.wakers[..core::mem::take(&mut self.len)] {
             if let Some(waker) = waker.take() {
                 // A waker's panic is its own: there are others to wake.
                 contain(|| waker.wake());
             }
         }
-        self.len = 0;
+        self.hooks.run();
+    }
+}
+
+/// What the holder of the lock found left in the word.
+#[derive(Clone, Copy)]
+struct Served {
+    mask: u16,
+    any: bool,
+    /// For one of the exclusive waiters.
+    one: bool,
+    closing: bool,
+}
+
+impl Served {
+    const fn of(word: u64) -> Self {
+        Self {
+            mask: (word >> MASK_SHIFT) as u16,
+            any: word & ANY != 0,
+            one: word & (ONE | ALL) == ONE,
+            closing: word & CLOSING != 0,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Under the lock; `whom` is linked.
+    unsafe fn ask(self, whom: Whom) -> Answer {
+        // SAFETY: by the contract of `enqueue`, what is linked is there.
+        let whom = unsafe { whom.as_ref() };
+        if self.closing {
+            // SAFETY: the lock is held.
+            return unsafe { whom.asked(None) };
+        }
+        let masks = [(self.mask != 0, self.mask), (self.any, 0)];
+        let mut answers = masks
+            .into_iter()
+            .filter(|(left, _)| *left)
+            .map(|(_, mask)| {
+                // SAFETY: the lock is held.
+                unsafe { whom.asked(Some(mask)) }
+            });
+        answers
+            .find(|answer| *answer != Answer::Stay)
+            .unwrap_or(Answer::Stay)
     }
 }
 
@@ -246,22 +592,31 @@ impl Batch {
 /// ```
 /// # uaio_core::sync::thread::model(|| {
 /// use std::{pin::pin, task::Waker};
-/// use uaio_core::wait::{Enqueued, Left, WaitQueue, Waiter};
+/// use uaio_core::wait::{Awaited, Enqueued, Left, WaitQueue, Waiter};
+///
+/// /// Any of some events, none of which has fired before.
+/// struct AnyOf(u16);
+///
+/// impl Awaited for AnyOf {
+///     fn holds(&self, mask: u16) -> bool {
+///         self.0 & mask != 0
+///     }
+/// }
 ///
 /// let queue = WaitQueue::new();
 /// let waiter = pin!(Waiter::new());
 /// let waiter = waiter.as_ref();
 ///
 /// // SAFETY: one queue, and the waiter leaves it below.
-/// let enqueued = unsafe { queue.enqueue(waiter, 3, Waker::noop(), |_, _| false) };
+/// let enqueued = unsafe { queue.enqueue(waiter, Waker::noop(), &AnyOf(3)) };
 /// assert_eq!(enqueued, Ok(Enqueued::Waiting));
-/// queue.wake(1, |key, _| key <= 3);
+/// queue.wake(1);
 /// // SAFETY: the same queue.
-/// assert_eq!(unsafe { queue.leave(waiter, |_, _| false) }, Left::Woken);
+/// assert_eq!(unsafe { queue.leave(waiter) }, Left::Woken);
 /// # });
 /// ```
 pub struct WaitQueue {
-    word: AtomicU32,
+    word: AtomicU64,
     list: UnsafeCell<List>,
 }
 
@@ -288,7 +643,7 @@ impl WaitQueue {
         /// An open queue without waiters.
         pub const fn new() -> Self {
             Self {
-                word: AtomicU32::new(0),
+                word: AtomicU64::new(0),
                 list: UnsafeCell::new(List { first: ptr::null(), last: ptr::null() }),
             }
         }
@@ -301,15 +656,14 @@ impl WaitQueue {
         self.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Wakes the waiters for which `ready(key, mask)` holds, if there are any.
+    /// Wakes the waiters that wait for `mask`, if there are any.
     ///
     /// What there is to see must be published before the call. Lock-free, never
     /// waits for a lock, callable from any context; wakers are called with no
-    /// lock held. `ready` is called under the lock, perhaps by another thread
-    /// with *its* closure and both masks: it must be the same test, and must not
-    /// panic. A mask of zero says that anything may have happened: all bits.
+    /// lock held. A mask of zero says that anything may have happened, or nothing:
+    /// the waiters, or on behalf of requests the caller, look for themselves.
     #[inline]
-    pub fn wake(&self, mask: u16, ready: impl Fn(usize, u16) -> bool) {
+    pub fn wake(&self, mask: u16) {
         // Ordering: SeqCst, against the fence in `enqueue`: what was published
         // before this call is seen there, or the word there is seen here.
         fence(Ordering::SeqCst);
@@ -317,109 +671,165 @@ impl WaitQueue {
         if self.word.load(Ordering::Relaxed) & !CLOSED == 0 {
             return;
         }
-        self.wake_now(mask, ready);
+        self.wake_now(mask);
+    }
+
+    /// As [`wake`](Self::wake), but of the exclusive waiters at most one, the one
+    /// that waits for the longest.
+    pub fn wake_one(&self, mask: u16) {
+        // Ordering: SeqCst, as in `wake`.
+        fence(Ordering::SeqCst);
+        // Ordering: Relaxed. The fence does it.
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word & !CLOSED == 0 {
+                return;
+            }
+            let mut next = word | LOCKED | ONE | left(mask);
+            // Re-check: two wakes that meet are one of all.
+            if word & LEFT != 0 {
+                next |= ALL;
+            }
+            // Ordering: Relaxed, as in `wake_now`.
+            match self
+                .word
+                .compare_exchange_weak(word, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => break,
+                Err(now) => word = now,
+            }
+        }
+        if word & (LOCKED | CLOSED) == 0 {
+            self.serve_and_unlock();
+        }
     }
 
     /// The rest of [`wake`](Self::wake), when somebody waits or holds the lock.
     #[cold]
-    fn wake_now(&self, mask: u16, ready: impl Fn(usize, u16) -> bool) {
-        let mask = if mask == 0 { u16::MAX } else { mask };
-        let bits = LOCKED | u32::from(mask) << MASK_SHIFT;
+    fn wake_now(&self, mask: u16) {
+        let bits = LOCKED | ALL | left(mask);
         // Ordering: Relaxed. What this caller published the fence in `wake` releases,
         // for a holder; the list `serve_and_unlock` acquires.
         let before = self.word.fetch_or(bits, Ordering::Relaxed);
         // Closed meanwhile: what was left in the word changes nothing there.
         if before & (LOCKED | CLOSED) == 0 {
-            self.serve_and_unlock(&ready);
+            self.serve_and_unlock();
         }
     }
 
     /// Wakes everybody, for good. Callable from any context; the last touch of
-    /// the queue is the store that makes [`is_closed`](Self::is_closed) true.
+    /// the queue is the store that makes [`is_closed`](Self::is_closed) true, by
+    /// the caller or by who was leaving meanwhile.
     ///
-    /// Nothing else may be called by who learned that it is closed. A
-    /// [`wake`](Self::wake) may run meanwhile, but it still touches the queue: who
-    /// frees it waits for its wakers by other means.
+    /// Tasks are woken; requests that wait learn of ERR and HUP. Once it is closed
+    /// no waiter touches it any more, and who learned of that may call nothing
+    /// else. A [`wake`](Self::wake) or [`enqueue`](Self::enqueue) that begins may run
+    /// meanwhile, but it still touches the queue: who frees it waits for its wakers,
+    /// and for who may still come to wait, by other means.
     pub fn close(&self) {
         // Ordering: Release: if it is locked, what came before closing, for the
         // holder. The list `serve_and_unlock` acquires.
         let before = self.word.fetch_or(LOCKED | CLOSING, Ordering::Release);
         if before & (LOCKED | CLOSED) == 0 {
-            self.serve_and_unlock(&|_, _| true);
+            self.serve_and_unlock();
         }
     }
 
     /// With the lock held: serves what was left in the word, then lets go.
-    fn serve_and_unlock(&self, ready: &impl Fn(usize, u16) -> bool) {
+    fn serve_and_unlock(&self) {
         let mut batch = Batch::default();
         loop {
             // Ordering: Acquire pairs with the Release of the last holder, for the
-            // list, and of whoever left a mask: what it published is seen by
-            // `ready`. Whichever RMW took the lock, this one comes after it.
-            let word = self.word.fetch_and(!MASK, Ordering::Acquire);
-            let mask = (word >> MASK_SHIFT) as u16;
-            let closing = word & CLOSING != 0;
+            // list, and of whoever left a mask: what it published is seen by the
+            // waiters' tests. Whichever RMW took the lock, this one comes after it.
+            let word = self.word.fetch_and(!LEFT, Ordering::Acquire);
             let empty = self.list.with_mut(|list| {
                 // SAFETY: the lock is held.
                 let list = unsafe { &mut *list };
-                if mask != 0 || closing {
+                if word & (LEFT | CLOSING) != 0 {
+                    let mut served = Served::of(word);
                     // SAFETY: the lock is held.
-                    unsafe { Self::extract(list, &mut batch, |key| closing || ready(key, mask)) };
+                    let leaving = unsafe { list.has_leaving() };
+                    // Re-check: who comes for the lock again closes.
+                    if leaving || word & AWAYS != 0 {
+                        served.closing = false;
+                    }
+                    // SAFETY: the lock is held.
+                    unsafe { Self::extract(list, &mut batch, served) };
                 }
                 list.first.is_null()
             });
             if batch.is_full() {
-                // There may be more: let go with the mask put back, so that
-                // who locks next, at the latest this thread, goes on with it.
-                // Closing stays with this thread alone: did it stay in the
-                // word, another holder could finish it, and the lock that is
-                // taken below would be a touch after the last.
-                let rest = WAITING | u32::from(mask) << MASK_SHIFT;
+                // There may be more: let go with what was left put back, so that
+                // who locks next, at the latest this thread, goes on with it; for
+                // all, since it may meet another one in the word. Nobody closes
+                // while we are away.
+                let rest = match word & LEFT {
+                    0 => WAITING,
+                    left => WAITING | ALL | left & !ONE,
+                };
                 // Ordering: Relaxed. The Release below publishes it.
                 self.word.fetch_or(rest, Ordering::Relaxed);
                 // Ordering: Release: the list, for the next holder.
-                let now = self.word.fetch_and(!(LOCKED | CLOSING), Ordering::Release);
-                batch.wake();
-                // Ordering: Relaxed. The list is acquired above. A closing that was
-                // left meanwhile is passed on; what came before it is its caller's
-                // to release, in the word that only RMWs change.
-                let before = self
-                    .word
-                    .fetch_or(LOCKED | now & CLOSING, Ordering::Relaxed);
-                // Re-check: another holder serves what is left.
-                if before & (LOCKED | CLOSED) != 0 {
+                self.word.fetch_add(AWAY - LOCKED, Ordering::Release);
+                batch.run();
+                if !self.come_back() {
                     return;
                 }
                 continue;
             }
-            let next = match (closing, empty) {
-                (true, _) => CLOSED,
-                (false, true) => 0,
-                (false, false) => WAITING,
+            let next = match (word & CLOSING != 0, empty) {
+                (true, true) if word & AWAYS == 0 => CLOSED,
+                // Who is leaving or away comes for the lock, and closes.
+                (true, _) => CLOSING | WAITING | word & AWAYS,
+                (false, true) => word & AWAYS,
+                (false, false) => WAITING | word & AWAYS,
             };
             // Ordering: Release: the list, for the next holder; and all that
             // was done before closing, for who sees CLOSED. Failure Relaxed:
             // the `fetch_and` above reads it again.
             let unlocked = self.word.compare_exchange(
-                word & !MASK,
+                word & !LEFT,
                 next,
                 Ordering::Release,
                 Ordering::Relaxed,
             );
             if unlocked.is_ok() {
                 // From here on the queue may be gone.
-                batch.wake();
+                batch.run();
                 return;
             }
         }
     }
 
-    /// Moves out the wakers of those who are to be woken.
+    /// Locks again after having been away, unless somebody else holds the lock, who
+    /// then serves what is left, and closes if that was to wait for us.
+    fn come_back(&self) -> bool {
+        // Ordering: Relaxed. The compare-and-swap decides.
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            let locked = word & LOCKED != 0;
+            // Ordering: Release: if it is the last touch, for who closes. The list
+            // `serve_and_unlock` acquires.
+            match self.word.compare_exchange_weak(
+                word,
+                (word - AWAY) | LOCKED,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return !locked,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Takes out those who are woken, and notes who is to be called.
     ///
     /// # Safety
     ///
     /// With the lock held.
-    unsafe fn extract(list: &mut List, batch: &mut Batch, woken: impl Fn(usize) -> bool) {
+    unsafe fn extract(list: &mut List, batch: &mut Batch, served: Served) {
+        let mut one_went = false;
         let mut next = list.first;
         // SAFETY: what is linked is alive.
         while let Some(waiter) = unsafe { next.as_ref() } {
@@ -427,15 +837,37 @@ impl WaitQueue {
                 return;
             }
             // SAFETY: the lock is held, by the contract.
-            let key = unsafe {
+            let whom = unsafe {
                 waiter.with(|node| {
                     next = node.next;
-                    node.key
+                    node.whom
                 })
             };
-            if woken(key) {
-                // SAFETY: the lock is held, and it is in the list.
-                batch.push(unsafe { list.unlink(waiter, State::Woken) });
+            // SAFETY: the lock is held.
+            let shares = served.one && unsafe { waiter.share() }.exclusive;
+            let passed_over = one_went && shares && !served.closing;
+            let Some(whom) = whom.filter(|_| !passed_over) else {
+                continue;
+            };
+            // SAFETY: the lock is held, and it is linked.
+            let answer = unsafe { served.ask(whom) };
+            if matches!(answer, Answer::Look | Answer::Woken) {
+                // SAFETY: what is linked is there.
+                if let Some(hook) = unsafe { whom.as_ref() }.hook() {
+                    // SAFETY: it answered so.
+                    unsafe { batch.hooks.push(hook.as_ptr()) };
+                }
+            }
+            let goes = matches!(answer, Answer::Woken | Answer::Gone) || served.closing;
+            // Who is leaving takes itself out.
+            if goes && waiter.goes() {
+                // SAFETY: the lock is held, it is in the list, and it goes.
+                let waker = unsafe { list.woken(waiter, served) };
+                // The waiter may be gone.
+                if let Some(waker) = waker {
+                    batch.push(waker);
+                }
+                one_went |= shares && answer == Answer::Woken;
             }
         }
     }
@@ -456,8 +888,8 @@ impl WaitQueue {
         }
     }
 
-    /// Waits with `waker` until a wake for which `ready(key, mask)` holds,
-    /// unless `ready(key, !0)` holds now or the wake came since the last call.
+    /// Waits with `waker` until a wake for which `awaited` holds, unless it holds
+    /// now or the wake came since the last call.
     ///
     /// Call it again to wait with another waker. After `Ready` the waiter can
     /// be used anew. Waits for the lock: for ordinary callers.
@@ -469,93 +901,171 @@ impl WaitQueue {
     /// # Safety
     ///
     /// The waiter is used with this queue only, and [leaves](Self::leave) it
-    /// before it is dropped.
-    pub unsafe fn enqueue(
+    /// before it is dropped, and before `awaited` is, which is Sync if the queue is
+    /// used by more than one thread.
+    pub unsafe fn enqueue<A: Awaited>(
         &self,
         waiter: Pin<&Waiter>,
-        key: usize,
         waker: &Waker,
-        ready: impl Fn(usize, u16) -> bool,
+        awaited: &A,
     ) -> Result<Enqueued, Closed> {
-        let waiter = waiter.get_ref();
         // Cloned, and the old one dropped, outside the lock: both may be the
         // caller's code.
-        let mut waker = Some(waker.clone());
+        let waker = Some(waker.clone());
+        // SAFETY: the same contract.
+        unsafe { self.link(waiter.get_ref(), awaited, waker, || awaited.holds(0)) }
+    }
+
+    /// As [`enqueue`](Self::enqueue), for who answers for itself, and looks whether
+    /// it has to wait after this, not before.
+    ///
+    /// # Safety
+    ///
+    /// As there, of `asked`.
+    pub(crate) unsafe fn enqueue_hook(
+        &self,
+        waiter: Pin<&Waiter>,
+        asked: &dyn Asked,
+    ) -> Result<(), Closed> {
+        // SAFETY: the same contract.
+        unsafe { self.link(waiter.get_ref(), asked, None, || false) }.map(|_| ())
+    }
+
+    /// # Safety
+    ///
+    /// As [`enqueue`](Self::enqueue).
+    unsafe fn link(
+        &self,
+        waiter: &Waiter,
+        whom: &(dyn Asked + '_),
+        mut waker: Option<Waker>,
+        ready: impl Fn() -> bool,
+    ) -> Result<Enqueued, Closed> {
+        // SAFETY: another lifetime only; the waiter leaves within the real one, by
+        // the contract.
+        let whom = unsafe { core::mem::transmute::<NonNull<dyn Asked + '_>, Whom>(whom.into()) };
         self.lock()?;
         // Ordering: SeqCst, against the fence in `wake`.
         fence(Ordering::SeqCst);
-        // SAFETY: the lock is held.
-        let before = unsafe { waiter.with(|node| node.state) };
-        let ready_now = before == State::Woken || ready(key, !0);
-        let mut stale = None;
+        // Ordering: Relaxed. Changed by its owner, or under the lock.
+        let before = waiter.state.load(Ordering::Relaxed);
+        let ready = before == WOKEN || ready();
         self.list.with_mut(|list| {
             // SAFETY: the lock is held.
             let list = unsafe { &mut *list };
             // Re-check: what came before it was linked woke nobody.
-            if ready_now {
-                if before == State::Linked {
+            if ready {
+                if before == LINKED {
                     // SAFETY: the lock is held, and it is in the list.
-                    stale = unsafe { list.unlink(waiter, State::Idle) };
-                } else {
-                    // SAFETY: the lock is held.
-                    unsafe { waiter.with(|node| node.state = State::Idle) };
+                    waker = unsafe { list.unlink(waiter) };
                 }
+                // Ordering: Relaxed. Its owner's.
+                waiter.state.store(IDLE, Ordering::Relaxed);
                 return;
             }
             // SAFETY: the lock is held.
             unsafe {
                 waiter.with(|node| {
-                    node.key = key;
+                    node.whom = Some(whom);
                     core::mem::swap(&mut node.waker, &mut waker);
                 });
             }
-            if before != State::Linked {
+            if before != LINKED {
                 // SAFETY: the lock is held; not linked; pinned, and it leaves
                 // before it is dropped, by the contract.
                 unsafe { list.push(waiter) };
+                // Ordering: Relaxed. Others look at it under the lock.
+                waiter.state.store(LINKED, Ordering::Relaxed);
             }
         });
-        self.serve_and_unlock(&ready);
-        drop((waker, stale));
-        Ok(if ready_now {
+        self.serve_and_unlock();
+        drop(waker);
+        Ok(if ready {
             Enqueued::Ready
         } else {
             Enqueued::Waiting
         })
     }
 
-    /// Takes the waiter out, if it is in. Afterwards nobody else knows it.
+    /// Takes the waiter out, if it is in. Afterwards nobody else knows it. An
+    /// exclusive one that was woken passes the wake on.
     ///
-    /// `ready` as for [`wake`](Self::wake): a wake may have to be served on
-    /// the way. Waits for the lock: for ordinary callers.
+    /// Waits for the lock, unless it was woken: for ordinary callers. One that closing
+    /// took out need not leave.
     ///
     /// # Safety
     ///
     /// The waiter is used with this queue only.
-    pub unsafe fn leave(&self, waiter: Pin<&Waiter>, ready: impl Fn(usize, u16) -> bool) -> Left {
+    pub unsafe fn leave(&self, waiter: Pin<&Waiter>) -> Left {
+        // SAFETY: the same contract, and the queue is there.
+        let left = unsafe { Self::leave_from(self, waiter) };
+        if left == Left::Woken {
+            // SAFETY: out of the list, and its owner's.
+            let share = unsafe { waiter.share() };
+            if share.exclusive && share.mask != 0 {
+                self.wake_one(share.mask);
+            }
+            if share.exclusive && share.any {
+                self.wake_one(0);
+            }
+        }
+        left
+    }
+
+    /// As [`leave`](Self::leave), also when the queue may be gone: it is only touched
+    /// by who is still in it. Passes no wake on.
+    ///
+    /// # Safety
+    ///
+    /// The waiter is used with this queue only, which is there unless it is closed.
+    pub unsafe fn leave_from(queue: *const Self, waiter: Pin<&Waiter>) -> Left {
         let waiter = waiter.get_ref();
-        if self.lock().is_err() {
-            return Left::Woken;
+        loop {
+            // Ordering: Relaxed. The lock orders it. Failure Acquire pairs with the
+            // Release in `List::woken`: nobody touches it any more.
+            let leaves = waiter.state.compare_exchange(
+                LINKED,
+                LEAVING,
+                Ordering::Relaxed,
+                Ordering::Acquire,
+            );
+            match leaves {
+                Ok(_) => break,
+                // Woken right now: under the lock, so soon over.
+                Err(GOING) => hint::spin_loop(),
+                Err(before) => {
+                    // Ordering: Relaxed. Its owner's.
+                    waiter.state.store(IDLE, Ordering::Relaxed);
+                    return match before {
+                        WOKEN => Left::Woken,
+                        _ => Left::Unwoken,
+                    };
+                }
+            }
         }
-        // SAFETY: the lock is held.
-        let before = unsafe { waiter.with(|node| node.state) };
-        let mut stale = None;
-        if before == State::Linked {
-            self.list.with_mut(|list| {
-                // SAFETY: the lock is held, and the list is ours to change.
-                let list = unsafe { &mut *list };
-                // SAFETY: the lock is held, and it is in the list.
-                stale = unsafe { list.unlink(waiter, State::Idle) };
-            });
-        } else {
+        // SAFETY: closing waits for who is leaving: the queue is there.
+        let queue = unsafe { &*queue };
+        let locked = queue.lock();
+        debug_assert_eq!(locked, Ok(()), "closed with somebody in it");
+        let waker = queue.list.with_mut(|list| {
             // SAFETY: the lock is held.
-            unsafe { waiter.with(|node| node.state = State::Idle) };
-        }
-        self.serve_and_unlock(&ready);
-        drop(stale);
-        match before {
-            State::Woken => Left::Woken,
-            State::Idle | State::Linked => Left::Unwoken,
-        }
+            let list = unsafe { &mut *list };
+            // SAFETY: the lock is held, and it is in the list.
+            unsafe { list.unlink(waiter) }
+        });
+        // Ordering: Relaxed. Its owner's.
+        waiter.state.store(IDLE, Ordering::Relaxed);
+        queue.serve_and_unlock();
+        drop(waker);
+        Left::Unwoken
+    }
+}
+
+/// What a wake leaves in the word.
+const fn left(mask: u16) -> u64 {
+    if mask == 0 {
+        ANY
+    } else {
+        (mask as u64) << MASK_SHIFT
     }
 }

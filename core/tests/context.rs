@@ -10,8 +10,10 @@ use std::{
 
 use uaio_core::{
     Context, Errno,
-    context::{Armed, BoxedContext, Cancelled, Completion, Expired, Handle, InlineContext, Woken},
-    request::{Generation, Miss, Recheck},
+    context::{
+        Armed, BoxedContext, Cancelled, Completion, Expired, Handle, InlineContext, Looked, Woken,
+    },
+    request::{Generation, Miss},
     ring::Event,
     slots::Iocb,
 };
@@ -135,7 +137,8 @@ fn wakes_in_every_phase() {
     let early = reserve().early();
     assert!(matches!(context.wake(early.handle(), 4), Woken::Recorded));
     assert!(matches!(context.wake(early.handle(), 8), Woken::Recorded));
-    assert_eq!(context.look_again(early.handle()), Recheck::Recorded);
+    let looked = context.look_again(early.handle());
+    assert!(matches!(looked, Looked::Recorded));
     let Armed::Ready(claim) = early.arm() else {
         panic!("the events were forgotten")
     };
@@ -147,17 +150,25 @@ fn wakes_in_every_phase() {
     claim.complete(12, 0);
 
     let early = reserve().early();
-    assert_eq!(context.look_again(early.handle()), Recheck::Recorded);
+    let looked = context.look_again(early.handle());
+    assert!(matches!(looked, Looked::Recorded));
     let Armed::LookAgain(early) = early.arm() else {
         panic!("the keyless wake was forgotten")
     };
     let Armed::Armed(handle) = early.arm() else {
         panic!("nothing else came")
     };
-    assert_eq!(context.look_again(handle), Recheck::Look);
-    assert_eq!(context.look_again(handle), Recheck::Recorded);
-    assert_eq!(context.end_check(handle), Recheck::Look);
-    assert_eq!(context.end_check(handle), Recheck::Recorded);
+    let Looked::Look(early) = context.look_again(handle) else {
+        panic!("nobody looks")
+    };
+    assert!(matches!(context.look_again(handle), Looked::Recorded));
+    assert_eq!(context.claim(handle).unwrap_err(), Miss::Busy);
+    let Armed::LookAgain(early) = early.arm() else {
+        panic!("the keyless wake was forgotten")
+    };
+    let Armed::Armed(handle) = early.arm() else {
+        panic!("nothing else came")
+    };
     let Woken::Won(claim) = context.wake(handle, 2) else {
         panic!("armed")
     };
@@ -175,7 +186,8 @@ fn handles_from_nowhere_are_gone() {
             assert_eq!(context.cancel(handle), Err(Errno::ENOENT));
             assert_eq!(context.claim(handle).unwrap_err(), Miss::Gone);
             assert_eq!(context.start(handle).unwrap_err(), Miss::Gone);
-            assert_eq!(context.look_again(handle), Recheck::Missed(Miss::Gone));
+            let looked = context.look_again(handle);
+            assert!(matches!(looked, Looked::Missed(Miss::Gone)));
             let woken = context.wake(handle, 1);
             assert!(matches!(woken, Woken::Missed(Miss::Gone)));
         }

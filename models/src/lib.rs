@@ -38,6 +38,8 @@ mod history;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod poll;
+#[cfg(test)]
 mod request;
 #[cfg(test)]
 mod ring;

@@ -71,8 +71,9 @@ pub trait Source: Send + Sync + 'static {
     /// Whom it wakes.
     fn queue(&self) -> &WaitQueue;
 
-    /// Whether all of `key`'s events fired. `mask` says which may be new.
-    fn ready(&self, key: usize, mask: u16) -> bool;
+    /// Whether all of `key`'s events fired. `mask` says which may be new; zero, that
+    /// any may.
+    fn ready(&self, key: u16, mask: u16) -> bool;
 
     /// Lets `events` fire, and wakes who waits for them.
     fn fire(&self, events: u16);
@@ -80,16 +81,13 @@ pub trait Source: Send + Sync + 'static {
 
 /// Sleeps until all of `key` fired. Reaches `slept` or `ready at once`.
 pub fn wait(sleep: &impl Sleep, source: &impl Source, key: u16) {
+    let awaited = |mask| source.ready(key, mask);
     let mut waiter = pin!(Waiter::new());
     let mut slept = false;
     sleep.block_on(poll_fn(|task| {
         // SAFETY: it is used with this queue only, and has left it once it is
         // told Ready.
-        let enqueued = unsafe {
-            (source.queue()).enqueue(waiter.as_ref(), key.into(), task.waker(), |key, mask| {
-                source.ready(key, mask)
-            })
-        };
+        let enqueued = unsafe { (source.queue()).enqueue(waiter.as_ref(), task.waker(), &awaited) };
         match enqueued.expect("nobody closes it") {
             Enqueued::Waiting => {
                 slept = true;
@@ -101,7 +99,7 @@ pub fn wait(sleep: &impl Sleep, source: &impl Source, key: u16) {
     reached(if slept { "slept" } else { "ready at once" });
     // It knows: its memory is its own again.
     waiter.set(Waiter::new());
-    assert!(source.ready(key.into(), key), "woken for nothing");
+    assert!(source.ready(key, key), "woken for nothing");
 }
 
 /// A source, and the sleep of who waited for it.

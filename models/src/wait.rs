@@ -11,8 +11,9 @@ use uaio_core::{
     sync::{
         Track,
         atomic::{AtomicU32, Ordering},
+        hint,
     },
-    wait::{Closed, Enqueued, Left, WaitQueue, Waiter},
+    wait::{Awaited, Closed, Enqueued, Left, Never, WaitQueue, Waiter},
 };
 
 use crate::{
@@ -51,15 +52,15 @@ impl Source for World {
         &self.queue
     }
 
-    fn ready(&self, key: usize, mask: u16) -> bool {
+    fn ready(&self, key: u16, mask: u16) -> bool {
         // Ordering: Relaxed. The queue must order it.
-        let fired = self.fired.load(Ordering::Relaxed) as usize;
-        key & mask as usize != 0 && fired & key == key
+        let fired = self.fired.load(Ordering::Relaxed) as u16;
+        (mask == 0 || key & mask != 0) && fired & key == key
     }
 
     fn fire(&self, events: u16) {
         self.fired.fetch_or(events.into(), Ordering::Relaxed);
-        self.queue.wake(events, |key, mask| self.ready(key, mask));
+        self.queue.wake(events);
     }
 }
 
@@ -125,21 +126,21 @@ fn one_wake_wakes_two_waiters() {
 fn wait_no_longer(w: &World) {
     let sleeper = Arc::new(Sleeper::new());
     let waker = Waker::from(sleeper);
-    let ready = |key, mask| w.ready(key, mask);
+    let awaited = |mask| w.ready(IN, mask);
     let mut waiter = pin!(Waiter::new());
     // SAFETY: it is used with this queue only, and leaves it below.
-    let enqueued = unsafe { (w.queue).enqueue(waiter.as_ref(), IN.into(), &waker, ready) };
+    let enqueued = unsafe { (w.queue).enqueue(waiter.as_ref(), &waker, &awaited) };
     if enqueued == Ok(Enqueued::Ready) {
         reached("ready at once");
         return;
     }
     pause();
     // SAFETY: as above.
-    let left = unsafe { w.queue.leave(waiter.as_ref(), ready) };
+    let left = unsafe { w.queue.leave(waiter.as_ref()) };
     waiter.set(Waiter::new());
     match left {
         Left::Woken => {
-            assert!(w.ready(IN.into(), IN), "woken for nothing");
+            assert!(w.ready(IN, IN), "woken for nothing");
             reached("woken");
         }
         Left::Unwoken => reached("timed out"),
@@ -204,7 +205,7 @@ impl Closing {
             loop {
                 // SAFETY: it is used with this queue only, and never dropped
                 // while linked: closing unlinks it.
-                match unsafe { queue.enqueue(waiter.as_ref(), 0, task.waker(), |_, _| false) } {
+                match unsafe { queue.enqueue(waiter.as_ref(), task.waker(), &Never) } {
                     Err(Closed) => return Poll::Ready(()),
                     Ok(Enqueued::Ready) => {}
                     Ok(Enqueued::Waiting) => {
@@ -261,6 +262,15 @@ impl Wake for Counting {
     }
 }
 
+/// Waits for [`IN`], which has not fired when it begins.
+struct Fired;
+
+impl Awaited for Fired {
+    fn holds(&self, mask: u16) -> bool {
+        mask & IN != 0
+    }
+}
+
 struct Crowd {
     world: World,
     waiters: Pin<Box<[Waiter; CROWD]>>,
@@ -280,9 +290,7 @@ impl Crowd {
         let waker = Waker::from(Arc::clone(&crowd.woken));
         for i in 0..CROWD {
             // SAFETY: used with this queue only, and left in `settle`.
-            let enqueued = unsafe {
-                (crowd.world.queue).enqueue(crowd.waiter(i), IN.into(), &waker, |_, _| false)
-            };
+            let enqueued = unsafe { (crowd.world.queue).enqueue(crowd.waiter(i), &waker, &Fired) };
             assert_eq!(enqueued, Ok(Enqueued::Waiting));
         }
         crowd
@@ -295,9 +303,8 @@ impl Crowd {
 
     /// The one that another thread takes out, while the rest is woken.
     fn leave(&self, i: usize) {
-        let ready = |key, mask| self.world.ready(key, mask);
         // SAFETY: used with this queue only.
-        match unsafe { self.world.queue.leave(self.waiter(i), ready) } {
+        match unsafe { self.world.queue.leave(self.waiter(i)) } {
             Left::Unwoken => {
                 self.left.add(1);
                 reached("left");
@@ -316,7 +323,7 @@ impl Crowd {
         assert_eq!(wakes, CROWD as u64, "wakers called, and waiters that left");
         for i in 0..CROWD {
             // SAFETY: used with this queue only.
-            let _ = unsafe { self.world.queue.leave(self.waiter(i), |_, _| false) };
+            let _ = unsafe { self.world.queue.leave(self.waiter(i)) };
         }
     }
 }
@@ -375,6 +382,67 @@ fn closing_is_not_lost_behind_a_crowd() {
         });
 }
 
+/// A crowd in a queue that its owner gives back once it is closed.
+struct ClosingCrowd {
+    queue: Memory<WaitQueue>,
+    waiters: Pin<Box<[Waiter; CROWD]>>,
+    waker: Waker,
+    fired: Count,
+}
+
+#[test]
+fn who_is_away_is_waited_for_by_closing() {
+    Model::of(&[Reclamation, Progress], &["left", "woken", "given back"])
+        .bounded_always(
+            3,
+            "more than 500,000 executions unbounded, without repetitions",
+        )
+        .check(|| {
+            let crowd = ClosingCrowd {
+                queue: Memory::new(WaitQueue::new()),
+                waiters: Box::pin(std::array::from_fn(|_| Waiter::new())),
+                waker: Waker::noop().clone(),
+                fired: Count::default(),
+            };
+            for i in 0..CROWD {
+                let waiters = crowd.waiters.as_ref();
+                // SAFETY: structural: the array is pinned, so its elements are.
+                let waiter = unsafe { waiters.map_unchecked(|waiters| &waiters[i]) };
+                // SAFETY: not given back yet.
+                let queue = unsafe { crowd.queue.get() };
+                // SAFETY: used with this queue only, whose closing takes it out.
+                let enqueued = unsafe { queue.enqueue(waiter, &crowd.waker, &Fired) };
+                assert_eq!(enqueued, Ok(Enqueued::Waiting));
+            }
+            Scenario::of(crowd)
+                .role("waker and owner", |c| {
+                    // SAFETY: given back below, and by nobody else.
+                    let queue = unsafe { c.queue.get() };
+                    queue.wake(IN);
+                    queue.close();
+                    while !queue.is_closed() {
+                        hint::spin_loop();
+                    }
+                    c.fired.add(1);
+                    // SAFETY: closed: nobody touches it any more.
+                    unsafe { c.queue.renew(WaitQueue::new()) };
+                    reached("given back");
+                })
+                .role("who leaves", |c| {
+                    let waiters = c.waiters.as_ref();
+                    // SAFETY: structural, as above.
+                    let waiter = unsafe { waiters.map_unchecked(|w| &w[CROWD - 1]) };
+                    // SAFETY: only its address is taken.
+                    let queue = unsafe { c.queue.get() };
+                    // SAFETY: used with this queue only, which is there unless closed.
+                    match unsafe { WaitQueue::leave_from(queue, waiter) } {
+                        Left::Unwoken => reached("left"),
+                        Left::Woken => reached("woken"),
+                    }
+                })
+        });
+}
+
 #[test]
 fn a_wake_does_not_open_a_closed_queue() {
     Model::of(&[Reclamation], &["closed"])
@@ -385,11 +453,11 @@ fn a_wake_does_not_open_a_closed_queue() {
                 .role("waiter", |w| {
                     let waker = Waker::noop();
                     let waiter = pin!(Waiter::new());
-                    let ready = |key, mask| w.ready(key, mask);
+                    let awaited = |mask| w.ready(IN, mask);
                     // SAFETY: used with this queue only, and leaves it below.
-                    let _ = unsafe { w.queue.enqueue(waiter.as_ref(), IN.into(), waker, ready) };
+                    let _ = unsafe { w.queue.enqueue(waiter.as_ref(), waker, &awaited) };
                     // SAFETY: as above.
-                    let _ = unsafe { w.queue.leave(waiter.as_ref(), ready) };
+                    let _ = unsafe { w.queue.leave(waiter.as_ref()) };
                 })
                 .role("waker", |w| w.fire(IN))
                 .finally(|w| {

@@ -110,7 +110,7 @@ impl Status {
     pub fn set(&self, bits: u16) {
         // Ordering: Relaxed; the queue orders it.
         self.bits.fetch_or(bits.into(), Ordering::Relaxed);
-        self.queue.wake(bits, |key, _| self.has(key as u16));
+        self.queue.wake(bits);
     }
 }
 

@@ -117,8 +117,8 @@ impl Source for Register {
     fn queue(&self) -> &WaitQueue {
         self.0.queue()
     }
-    fn ready(&self, key: usize, _: u16) -> bool {
-        self.0.has(key as u16)
+    fn ready(&self, key: u16, _: u16) -> bool {
+        self.0.has(key)
     }
     fn fire(&self, events: u16) {
         self.0.set(events);
@@ -239,11 +239,11 @@ mod hangs {
         fn queue(&self) -> &WaitQueue {
             self.0.queue()
         }
-        fn ready(&self, key: usize, _: u16) -> bool {
-            self.1.has(key as u16)
+        fn ready(&self, key: u16, _: u16) -> bool {
+            self.1.has(key)
         }
         fn fire(&self, events: u16) {
-            (self.queue()).wake(events, |key, mask| self.ready(key, mask));
+            self.queue().wake(events);
             self.1.set(events);
         }
     }

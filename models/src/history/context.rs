@@ -5,7 +5,7 @@ use std::{future::poll_fn, pin::pin, task::Poll};
 use uaio_core::{
     life::Life,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    wait::{Closed, Enqueued, WaitQueue, Waiter},
+    wait::{Closed, Enqueued, Never, WaitQueue, Waiter},
 };
 
 use crate::{
@@ -173,9 +173,8 @@ impl Ending for CountsFirst {
         let waiter = pin!(Waiter::new());
         block_on(poll_fn(|task| {
             loop {
-                let never = |_, _| false;
                 // SAFETY: used with this queue only; closing takes it out.
-                match unsafe { (self.idle).enqueue(waiter.as_ref(), 0, task.waker(), never) } {
+                match unsafe { (self.idle).enqueue(waiter.as_ref(), task.waker(), &Never) } {
                     Err(Closed) => return Poll::Ready(()),
                     Ok(Enqueued::Waiting) => return Poll::Pending,
                     Ok(Enqueued::Ready) => {}

@@ -20,7 +20,7 @@ use crate::{
 pub(super) trait Queue: Send + Sync + 'static {
     fn new() -> Self;
     /// Wakes who waits, if anybody does.
-    fn wake(&self, ready: impl Fn() -> bool);
+    fn wake(&self);
     /// Waits until `ready`.
     fn wait(&self, ready: impl Fn() -> bool);
 }
@@ -45,7 +45,7 @@ pub(super) fn one_wakes_one_waits<Q: Queue>() -> Scenario<World<Q>> {
     })
     .role("producer", |w| {
         w.published.store(true, Ordering::Relaxed);
-        w.queue.wake(|| w.ready());
+        w.queue.wake();
     })
     .role("waiter", |w| w.queue.wait(|| w.ready()))
 }
@@ -55,16 +55,16 @@ impl Queue for WaitQueue {
         Self::new()
     }
 
-    fn wake(&self, ready: impl Fn() -> bool) {
-        self.wake(1, |_, _| ready());
+    fn wake(&self) {
+        self.wake(1);
     }
 
     fn wait(&self, ready: impl Fn() -> bool) {
+        let awaited = |_| ready();
         let mut waiter = pin!(Waiter::new());
         block_on(poll_fn(|task| {
-            let ready = |_, _| ready();
             // SAFETY: used with this queue only; after `Ready` it is not in it.
-            let enqueued = unsafe { self.enqueue(waiter.as_ref(), 0, task.waker(), ready) };
+            let enqueued = unsafe { self.enqueue(waiter.as_ref(), task.waker(), &awaited) };
             match enqueued.expect("nobody closes it") {
                 Enqueued::Waiting => {
                     reached("slept");
@@ -102,7 +102,7 @@ impl Queue for RelaxedHint {
         }
     }
 
-    fn wake(&self, _: impl Fn() -> bool) {
+    fn wake(&self) {
         if !self.notified.load(Ordering::Relaxed) {
             self.parker.unpark();
         }

@@ -32,7 +32,7 @@ impl Queue for NoFence {
         }
     }
 
-    fn wake(&self, _: impl Fn() -> bool) {
+    fn wake(&self) {
         if self.waiting.load(Ordering::Acquire) {
             self.parker.unpark();
         }

@@ -1,0 +1,524 @@
+//! Poll requests: complete when something is ready.
+//!
+//! A source says two things about itself, and neither blocks: whom to wait on, its
+//! [heads](Source::heads), which are [wait queues](crate::wait); and what is ready
+//! [now](Source::mask). A poll request waits on all heads at once. It is one-shot:
+//! its completion carries the events, in the same ring as all others.
+//!
+//! ```text
+//!          Context::poll                       arm
+//!  fill ------------------> Early, linked ------------> Armed, linked
+//!    | too many heads,        |   ^  look at the mask     |   |
+//!    | or none and not ready  |   +-----------------------+   | a wake with one of
+//!    v                        |     a wake that does not say  | the events; cancel,
+//!  refused                    v     what: the waker looks     v expiry, the end
+//!                          Claimed, linked <------------------+
+//!                             | the completion is delivered, then reaped
+//!                             v
+//!                          unlinked, free
+//! ```
+//!
+//! # Who does what
+//!
+//! | who | does | with which locks |
+//! |---|---|---|
+//! | submitter | links into each head, then looks, then arms | one head's at a time |
+//! | waker | under its head's lock: claims, or takes the request back to Early | its head's, held for one compare-and-swap |
+//! | the same, after the lock | delivers; or looks, and arms | none |
+//! | canceller, clock | claims, delivers | none |
+//! | reaper | unlinks from all heads, then gives the slot back | one head's at a time |
+//!
+//! So a waker, which comes from any context, waits for no lock, and who delivers
+//! holds none: two requests that complete into each other's sources do not
+//! deadlock. A claimed request that is still linked to another head costs that head
+//! one failed compare-and-swap. It is linked until it is reaped.
+//!
+//! # Losing nothing
+//!
+//! *Between the look and the arming* a wake is recorded in the request's word, which
+//! is Early, and [`arm`](crate::request::Word::arm) finds it. The same holds while a
+//! waker looks: it took the request back to Early. So there is one look, one
+//! arming, and a request that waits never leaves its heads: no gap in which a wake
+//! finds nobody.
+//!
+//! *Before the link* a wake found nobody to tell; then the look, which comes after
+//! the link and a fence, sees what there was to see. (The wait queue's argument.)
+//!
+//! *Between two heads* each wake with events is one compare-and-swap that adds them
+//! to the word: the claim carries all that came before it.
+//!
+//! # The life of a head
+//!
+//! The source is the request's payload, which stays in the slot until the request is
+//! unlinked. So a head that the payload keeps alive, say by an `Arc`, is there while
+//! it is needed, and nothing has to be reclaimed later: no epochs. A source that goes
+//! away under its pollers [closes](WaitQueue::close) its heads instead, which tells
+//! each request ERR and HUP and unlinks it, and frees them once they are
+//! [closed](WaitQueue::is_closed). A reaper that was leaving at that moment is waited
+//! for: the head is closed by whoever is last.
+
+use core::{
+    fmt,
+    marker::PhantomPinned,
+    mem,
+    pin::Pin,
+    ptr::{self, NonNull},
+};
+
+use crate::{
+    context::{Armed, Context, Early, Handle, Request},
+    error::Errno,
+    request::{Phase, Recheck, Wake},
+    ring::RingMemory,
+    slots::{Slot, SlotMemory},
+    sync::{cell::UnsafeCell, const_fn, contain},
+    wait::{Answer, Asked, Call, Hook, Owner, WaitQueue, Waiter},
+};
+
+/// Events, with the numbers of Linux's `poll`.
+pub mod event {
+    /// There is something to read.
+    pub const IN: u16 = 0x001;
+    /// Something urgent or exceptional.
+    pub const PRI: u16 = 0x002;
+    /// Writing will not block.
+    pub const OUT: u16 = 0x004;
+    /// An error. Always waited for.
+    pub const ERR: u16 = 0x008;
+    /// The other side, or the source itself, is gone. Always waited for.
+    pub const HUP: u16 = 0x010;
+    /// The other side will write no more.
+    pub const RDHUP: u16 = 0x2000;
+}
+
+/// What every poll request waits for.
+const ALWAYS: u16 = event::ERR | event::HUP;
+
+/// Something that can be polled.
+///
+/// ```
+/// # uaio_core::sync::thread::model(|| {
+/// use std::sync::Arc;
+/// use uaio_core::{
+///     Context,
+///     poll::{Heads, Source, event},
+///     ring,
+///     slots::{self, Iocb},
+///     sync::atomic::{AtomicU32, Ordering},
+///     wait::WaitQueue,
+/// };
+///
+/// /// Readable while its count is not zero.
+/// #[derive(Debug)]
+/// struct Counter(AtomicU32, WaitQueue);
+///
+/// impl Counter {
+///     fn add(&self, n: u32) {
+///         // Ordering: Relaxed. The queue orders it.
+///         self.0.fetch_add(n, Ordering::Relaxed);
+///         self.1.wake(event::IN);
+///     }
+/// }
+///
+/// // SAFETY: the queue is in the counter.
+/// unsafe impl Source for Counter {
+///     fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+///         visit(&self.1);
+///     }
+///     fn mask(&self) -> u16 {
+///         // Ordering: Relaxed. The queue orders it.
+///         if self.0.load(Ordering::Relaxed) > 0 { event::IN } else { 0 }
+///     }
+/// }
+///
+/// let counter = Arc::new(Counter(AtomicU32::new(0), WaitQueue::new()));
+/// let slots = slots::Boxed::<_, Heads<1>>::new(4).unwrap();
+/// let context = Context::new(ring::Boxed::native(4).unwrap(), slots).unwrap();
+/// let context = Box::pin(context);
+///
+/// let request = context.reserve_one().unwrap().fill(Iocb::default(), Arc::clone(&counter));
+/// context.as_ref().poll(request, event::IN).unwrap();
+/// let mut out = [None];
+/// assert_eq!(context.reap(&mut out), Ok(0));
+///
+/// counter.add(1);
+/// assert_eq!(context.reap(&mut out), Ok(1));
+/// assert_eq!(out[0].take().unwrap().event.res, i64::from(event::IN));
+/// # });
+/// ```
+///
+/// # Safety
+///
+/// Each head is there until the source is dropped, or until the head
+/// [is closed](WaitQueue::is_closed) and no [`Context::poll`] of the source runs or
+/// will; it is no part of the source's own value, unless that is pinned. `heads` visits
+/// the same ones on each call. What closes a head keeps the memory until its wakers are
+/// done, too.
+pub unsafe trait Source {
+    /// Calls `visit` with each queue that is woken when the mask changes.
+    fn heads(&self, visit: &mut dyn FnMut(&WaitQueue));
+
+    /// What is ready now, of [`event`]. Does not block, and wakes nobody: it is called
+    /// in whatever context a head is woken, with no lock held.
+    fn mask(&self) -> u16;
+}
+
+macro_rules! forward {
+    ($($owner:ty),*) => {$(
+        // SAFETY: the same heads; they stay while the owner has the source.
+        unsafe impl<T: Source + ?Sized> Source for $owner {
+            fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+                (**self).heads(visit);
+            }
+            fn mask(&self) -> u16 {
+                (**self).mask()
+            }
+        }
+    )*};
+}
+forward!(&T);
+
+// SAFETY: as above.
+unsafe impl<P> Source for Pin<P>
+where
+    P: core::ops::Deref,
+    P::Target: Source,
+{
+    fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+        (**self).heads(visit);
+    }
+    fn mask(&self) -> u16 {
+        (**self).mask()
+    }
+}
+#[cfg(feature = "alloc")]
+forward!(alloc::boxed::Box<T>, alloc::sync::Arc<T>);
+
+/// A context is readable when it has events, and gone when it is destroyed.
+// SAFETY: the queue is in the context.
+unsafe impl<R: RingMemory, S: SlotMemory> Source for Context<R, S> {
+    fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+        visit(self.reapers());
+    }
+
+    fn mask(&self) -> u16 {
+        let readable = if self.visible() { event::IN } else { 0 };
+        let gone = if self.is_destroyed() { event::HUP } else { 0 };
+        readable | gone
+    }
+}
+
+/// A request that was refused, and given back.
+#[derive(Debug)]
+pub struct Refused<T> {
+    /// Why.
+    pub error: Errno,
+    /// As it was.
+    pub request: T,
+}
+
+/// What a slot with payload `T` needs for polling: `()` for nothing, or [`Heads`].
+pub trait Polling<T>: private::Polling<T> {}
+
+impl<T> Polling<T> for () {}
+impl<T: Source, const N: usize> Polling<T> for Heads<N> {}
+
+mod private {
+    use super::{Owner, RingMemory, SlotMemory};
+
+    pub trait Polling<T>: Send + Sync + Sized {
+        #[cfg(not(loom))]
+        const NEW: Self;
+        #[cfg(loom)]
+        fn new() -> Self;
+        /// How a context calls the hooks of its requests, if they can poll.
+        fn owner<R, S>() -> Option<Owner>
+        where
+            R: RingMemory,
+            S: SlotMemory<Payload = T, Polling = Self>;
+        /// Unlinks the slot's request from where it waits. Waits for locks.
+        fn leave(&self);
+        /// Whether its payload keeps what it is linked into. For its owner.
+        fn is_linked(&self) -> bool;
+    }
+}
+pub(crate) use private::Polling as Part;
+
+impl<T> Part<T> for () {
+    #[cfg(not(loom))]
+    const NEW: Self = ();
+    #[cfg(loom)]
+    fn new() -> Self {}
+    fn owner<R, S>() -> Option<Owner>
+    where
+        R: RingMemory,
+        S: SlotMemory<Payload = T, Polling = Self>,
+    {
+        None
+    }
+    fn leave(&self) {}
+    fn is_linked(&self) -> bool {
+        false
+    }
+}
+
+/// Where a slot's request waits: on up to `N` heads.
+pub struct Heads<const N: usize = 2> {
+    hook: Hook,
+    /// Written by the submitter before it links the first waiter, and left alone
+    /// while one is linked. Null behind the last one.
+    heads: UnsafeCell<[*const WaitQueue; N]>,
+    waiters: [Waiter; N],
+    /// Waiters in a list must stay where they are.
+    _pinned: PhantomPinned,
+}
+
+// SAFETY: what the pointers lead to is Sync, and used by the rules of this module.
+unsafe impl<const N: usize> Send for Heads<N> {}
+// SAFETY: as for Send.
+unsafe impl<const N: usize> Sync for Heads<N> {}
+
+impl<const N: usize> fmt::Debug for Heads<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heads").finish_non_exhaustive()
+    }
+}
+
+impl<const N: usize> Heads<N> {
+    const_fn! {
+        const fn start(waiters: [Waiter; N]) -> Self {
+            Self {
+                hook: Hook::new(),
+                heads: UnsafeCell::new([ptr::null(); N]),
+                waiters,
+                _pinned: PhantomPinned,
+            }
+        }
+    }
+}
+
+impl<T: Source, const N: usize> Part<T> for Heads<N> {
+    #[cfg(not(loom))]
+    const NEW: Self = Self::start([const { Waiter::new() }; N]);
+    #[cfg(loom)]
+    fn new() -> Self {
+        Self::start(core::array::from_fn(|_| Waiter::new()))
+    }
+
+    fn owner<R, S>() -> Option<Owner>
+    where
+        R: RingMemory,
+        S: SlotMemory<Payload = T, Polling = Self>,
+    {
+        Some(Owner(called::<R, S, N>))
+    }
+
+    fn is_linked(&self) -> bool {
+        self.heads.with(|heads| {
+            // SAFETY: its owner's, who alone writes them.
+            unsafe { (*heads).first() }.is_some_and(|head| !head.is_null())
+        })
+    }
+
+    fn leave(&self) {
+        if !Part::<T>::is_linked(self) {
+            return;
+        }
+        let heads = self.heads.with_mut(|heads| {
+            // SAFETY: claimed and delivered: its reaper's alone.
+            unsafe { mem::replace(&mut *heads, [ptr::null(); N]) }
+        });
+        for (head, waiter) in heads.iter().zip(&self.waiters) {
+            if head.is_null() {
+                break;
+            }
+            // SAFETY: slots do not move once a request polled.
+            let waiter = unsafe { Pin::new_unchecked(waiter) };
+            // SAFETY: it was linked into this head or into none, and the head is there
+            // or closed.
+            let _ = unsafe { WaitQueue::leave_from(*head, waiter) };
+        }
+    }
+}
+
+/// A request that waits answers for itself, by its word.
+impl<T, const N: usize> Asked for Slot<T, Heads<N>> {
+    unsafe fn asked(&self, mask: Option<u16>) -> Answer {
+        // SAFETY: linked, and so set before.
+        let Call { events, .. } = unsafe { self.polling.hook.call() };
+        // The request's: it is not freed while it is linked.
+        let generation = self.word.peek().generation();
+        let events = match mask {
+            None => ALWAYS,
+            Some(0) => match self.word.look_again(generation) {
+                Recheck::Look => return Answer::Look,
+                Recheck::Recorded => return Answer::Stay,
+                Recheck::Missed(_) => return Answer::Gone,
+            },
+            Some(mask) => mask & events,
+        };
+        if events == 0 {
+            return Answer::Stay;
+        }
+        match self.word.wake(generation, events) {
+            Wake::Won(_) => Answer::Woken,
+            Wake::Recorded => Answer::Stay,
+            Wake::Missed(_) => Answer::Gone,
+        }
+    }
+
+    fn hook(&self) -> Option<NonNull<Hook>> {
+        Some(NonNull::from(&self.polling.hook))
+    }
+}
+
+impl<R, S, const N: usize> Context<R, S>
+where
+    // A context that is forgotten is still called.
+    R: RingMemory + 'static,
+    S: SlotMemory<Polling = Heads<N>> + 'static,
+    // By whoever wakes.
+    Self: Sync,
+    S::Payload: Source + Send,
+{
+    /// Accepts a poll request: it completes with those of `events` that its payload
+    /// is ready for, once one is; or with ERR or HUP, for which every request waits.
+    ///
+    /// The result is the events, as [`event`] has them. Waits for the locks of the
+    /// payload's heads, one after the other: for ordinary callers. The completion may
+    /// be there when this returns.
+    ///
+    /// The context does not move any more. When it is dropped with requests that were
+    /// not reaped, it ends them, and waits by spinning for who is completing one, and
+    /// for tokens that were forgotten. So it is not to be dropped by a waker, a source,
+    /// or in an interrupt: there, [destroy](Self::destroy) and reap it before.
+    ///
+    /// # Errors
+    ///
+    /// EOVERFLOW: the source has more than `N` heads. EINVAL: it has none, and is not
+    /// ready, so that nothing would ever complete the request; or the request is
+    /// another context's. The request is given back.
+    pub fn poll<'c>(
+        self: Pin<&'c Self>,
+        mut request: Request<'c, R, S>,
+        events: u16,
+    ) -> Result<Handle, Refused<Request<'c, R, S>>> {
+        let events = events | ALWAYS;
+        let refuse = |error, request| Err(Refused { error, request });
+        if !request.belongs_to(&self) {
+            return refuse(Errno::EINVAL, request);
+        }
+        let mut heads = [ptr::null(); N];
+        let mut n = 0;
+        let ready = request.with_payload(|source| {
+            source.heads(&mut |head| {
+                if let Some(place) = heads.get_mut(n) {
+                    *place = ptr::from_ref(head);
+                }
+                n += 1;
+            });
+            if n == 0 { source.mask() & events } else { 0 }
+        });
+        if n > N {
+            return refuse(Errno::EOVERFLOW, request);
+        }
+        let handle = request.handle();
+        if n == 0 {
+            let Some(ready @ 1..) = ready else {
+                return refuse(Errno::EINVAL, request);
+            };
+            request.claim().complete(ready.into(), 0);
+            return Ok(handle);
+        }
+        let slot = self.get_ref().slot(handle.index() as u32);
+        slot.polling.heads.with_mut(|place| {
+            // SAFETY: not published, and not linked.
+            unsafe { *place = heads };
+        });
+        let call = Call {
+            owner: self.get_ref().owner(),
+            index: handle.index() as u32,
+            events,
+        };
+        // SAFETY: not published, and not linked.
+        unsafe { slot.polling.hook.set(call) };
+        let early = request.early();
+        let mut closed = false;
+        for (head, waiter) in heads[..n].iter().zip(&slot.polling.waiters) {
+            // SAFETY: the payload is in its slot, which keeps the head.
+            let head = unsafe { &**head };
+            // SAFETY: the context is pinned, and so are its slots.
+            let waiter = unsafe { Pin::new_unchecked(waiter) };
+            // SAFETY: it leaves when the request is reaped, or the context is gone;
+            // both in the slot.
+            closed |= unsafe { head.enqueue_hook(waiter, slot) }.is_err();
+        }
+        if closed {
+            let claim = early.claim();
+            let events = claim.events() | ALWAYS;
+            claim.complete(events.into(), 0);
+        } else {
+            look(early, events);
+        }
+        Ok(handle)
+    }
+}
+
+/// Looks at the source of a request that is the caller's, and arms it.
+fn look<R, S>(mut early: Early<'_, R, S>, events: u16)
+where
+    R: RingMemory,
+    S: SlotMemory,
+    S::Payload: Source,
+{
+    loop {
+        let ready = early.with_payload(|source| source.mask() & events);
+        let claim = match ready {
+            Some(ready @ 1..) => {
+                let claim = early.claim();
+                let all = ready | claim.events();
+                return claim.complete(all.into(), 0);
+            }
+            _ => match early.arm() {
+                Armed::Armed(_) => return,
+                Armed::LookAgain(again) => {
+                    early = again;
+                    continue;
+                }
+                Armed::Ready(claim) => claim,
+                Armed::Cancelled(claim) => return claim.cancel(),
+            },
+        };
+        let events = claim.events();
+        return claim.complete(events.into(), 0);
+    }
+}
+
+/// What a waker does for a request once the lock is let go.
+///
+/// # Safety
+///
+/// `owner` is a `Context<R, S>`'s, and request `index` was claimed or taken back to
+/// Early by the caller.
+unsafe fn called<R, S, const N: usize>(owner: *const Owner, index: u32, events: u16)
+where
+    R: RingMemory,
+    S: SlotMemory<Polling = Heads<N>>,
+    S::Payload: Source,
+{
+    contain(|| {
+        // SAFETY: by the contract; it waits for its requests.
+        let context = unsafe { Context::<R, S>::of_owner(owner) };
+        let snapshot = context.slot(index).word.peek();
+        let handle = Handle::from_parts(index, snapshot.generation());
+        if snapshot.phase() == Phase::Claimed {
+            // SAFETY: the caller's claim.
+            let claim = unsafe { context.claim_of(handle, snapshot) };
+            let events = claim.events();
+            claim.complete(events.into(), 0);
+        } else {
+            // SAFETY: the caller's.
+            look(unsafe { context.early_of(handle) }, events);
+        }
+    });
+}

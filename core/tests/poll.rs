@@ -1,0 +1,248 @@
+//! What a caller sees of poll requests, and what they cost.
+#![cfg(not(any(loom, shuttle)))]
+
+use std::{
+    mem::size_of,
+    ops::Deref,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicUsize, Ordering},
+    },
+};
+
+use uaio_core::{
+    Context, Errno,
+    context::{Cancelled, Handle},
+    poll::{
+        Heads, Refused, Source,
+        event::{ERR, HUP, IN, OUT, RDHUP},
+    },
+    ring::{self, Event},
+    slots::{self, Iocb, Slot},
+    wait::WaitQueue,
+};
+
+/// Two queues, of which the first `heads` tell of changes; above two, the last one
+/// again and again.
+#[derive(Debug, Default)]
+struct Device {
+    mask: AtomicU16,
+    queues: [WaitQueue; 2],
+    heads: usize,
+    looks: AtomicUsize,
+}
+
+impl Device {
+    fn new(heads: usize) -> Arc<Self> {
+        Arc::new(Self {
+            heads,
+            ..Self::default()
+        })
+    }
+
+    fn fire(&self, events: u16) {
+        self.mask.fetch_or(events, Ordering::Relaxed);
+        self.queues[0].wake(events);
+    }
+}
+
+// SAFETY: the queues are in the device.
+unsafe impl Source for Device {
+    fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+        for i in 0..self.heads {
+            visit(&self.queues[i.min(1)]);
+        }
+    }
+    fn mask(&self) -> u16 {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.mask.load(Ordering::Relaxed)
+    }
+}
+
+type Polls = Context<ring::Boxed, slots::Boxed<Arc<Device>, Heads>>;
+
+fn context(capacity: usize) -> Pin<Box<Polls>> {
+    let ring = ring::Boxed::native(capacity).expect("memory");
+    let slots = slots::Boxed::new(capacity).expect("memory");
+    Box::pin(Context::new(ring, slots).expect("they fit"))
+}
+
+fn poll(
+    context: &Pin<impl Deref<Target = Polls>>,
+    device: &Arc<Device>,
+    events: u16,
+) -> Result<Handle, Errno> {
+    let reserved = context.reserve_one()?;
+    let request = reserved.fill(Iocb { data: 7, obj: 0 }, Arc::clone(device));
+    context
+        .as_ref()
+        .poll(request, events)
+        .map_err(|Refused { error, request }| {
+            let payload = request.refuse();
+            assert!(payload.is_some_and(|payload| Arc::ptr_eq(&payload, device)));
+            error
+        })
+}
+
+fn reap(context: &Polls) -> Vec<Event> {
+    let mut out: Vec<_> = (0..context.capacity()).map(|_| None).collect();
+    let n = context.reap(&mut out).expect("a Native ring");
+    out.into_iter()
+        .take(n)
+        .flatten()
+        .map(|done| done.event)
+        .collect()
+}
+
+fn results(context: &Polls) -> Vec<i64> {
+    reap(context).into_iter().map(|event| event.res).collect()
+}
+
+#[test]
+fn it_completes_with_what_it_waits_for() {
+    let (context, device) = (context(4), Device::new(1));
+    poll(&context, &device, IN).expect("accepted");
+    device.fire(OUT);
+    assert_eq!(results(&context), []);
+    device.fire(IN | RDHUP);
+    assert_eq!(results(&context), [IN.into()]);
+    // It is still readable.
+    poll(&context, &device, IN | OUT).expect("accepted");
+    assert_eq!(results(&context), [(IN | OUT).into()]);
+    assert_eq!(Arc::strong_count(&device), 1, "payloads left over");
+}
+
+#[test]
+fn errors_and_hang_ups_are_always_reported() {
+    for event in [ERR, HUP] {
+        let (context, device) = (context(2), Device::new(1));
+        poll(&context, &device, 0).expect("accepted");
+        device.fire(IN);
+        assert_eq!(results(&context), []);
+        device.fire(event);
+        assert_eq!(results(&context), [event.into()]);
+    }
+}
+
+#[test]
+fn a_wake_that_does_not_say_is_looked_at() {
+    let (context, device) = (context(2), Device::new(1));
+    poll(&context, &device, IN).expect("accepted");
+    device.queues[0].wake(0);
+    device.queues[0].wake(0);
+    assert_eq!(device.looks.load(Ordering::Relaxed), 3);
+    assert_eq!(results(&context), []);
+    device.mask.store(IN | OUT, Ordering::Relaxed);
+    device.queues[0].wake(0);
+    assert_eq!(results(&context), [IN.into()]);
+}
+
+#[test]
+fn what_cannot_wait_is_refused_with_nothing_armed() {
+    let (context, none, three) = (context(2), Device::new(0), Device::new(3));
+    assert_eq!(poll(&context, &none, IN), Err(Errno::EINVAL));
+    assert_eq!(poll(&context, &three, IN), Err(Errno::EOVERFLOW));
+    three.fire(IN);
+    assert_eq!(results(&context), []);
+    // Without a head, and ready.
+    none.mask.store(IN, Ordering::Relaxed);
+    poll(&context, &none, IN).expect("accepted");
+    assert_eq!(results(&context), [IN.into()]);
+    // Two, and it may be the same one.
+    let twice = Device::new(2);
+    poll(&context, &twice, IN).expect("accepted");
+    twice.queues[1].wake(IN);
+    assert_eq!(results(&context), [IN.into()]);
+    // Another context's.
+    let other = self::context(2);
+    let reserved = other.reserve_one().expect("room");
+    let request = reserved.fill(Iocb::default(), twice);
+    let refused = context.as_ref().poll(request, IN).expect_err("not its own");
+    assert_eq!(refused.error, Errno::EINVAL);
+}
+
+#[test]
+fn cancel_and_expiry_end_it() {
+    let (context, device) = (context(2), Device::new(1));
+    let handle = poll(&context, &device, IN).expect("accepted");
+    assert_eq!(context.cancel(handle), Ok(Cancelled::Done));
+    assert_eq!(results(&context), [Errno::ECANCELED.as_result()]);
+    let handle = poll(&context, &device, IN).expect("accepted");
+    assert_eq!(context.expire(handle), Ok(Cancelled::Done));
+    assert_eq!(context.cancel(handle), Err(Errno::EALREADY));
+    assert_eq!(results(&context), [Errno::ETIME.as_result()]);
+    assert_eq!(context.expire(handle), Err(Errno::ENOENT));
+    device.fire(IN);
+    assert_eq!(results(&context), []);
+}
+
+#[test]
+fn closing_a_head_tells_who_polls() {
+    let (context, device) = (context(4), Device::new(2));
+    for _ in 0..3 {
+        poll(&context, &device, IN).expect("accepted");
+    }
+    device.queues[1].close();
+    assert!(device.queues[1].is_closed());
+    assert_eq!(results(&context), [i64::from(ERR | HUP); 3]);
+    poll(&context, &device, IN).expect("accepted");
+    assert_eq!(results(&context), [i64::from(ERR | HUP)]);
+}
+
+#[test]
+fn a_context_can_be_dropped_with_requests_armed() {
+    let device = Device::new(2);
+    let context = context(100);
+    for _ in 0..100 {
+        poll(&context, &device, IN).expect("accepted");
+    }
+    assert_eq!(poll(&context, &device, IN), Err(Errno::EAGAIN));
+    drop(context);
+    assert_eq!(Arc::strong_count(&device), 1, "payloads left over");
+    device.fire(IN);
+}
+
+#[test]
+fn a_context_is_a_source() {
+    type Watches = Context<ring::Boxed, slots::Boxed<Pin<Arc<Polls>>, Heads<1>>>;
+    let ring = || ring::Boxed::native(2).expect("memory");
+    let inner = Context::new(ring(), slots::Boxed::new(2).expect("memory"));
+    let (inner, device) = (Arc::pin(inner.expect("they fit")), Device::new(1));
+    let outer = Watches::new(ring(), slots::Boxed::new(2).expect("memory"));
+    let outer = Box::pin(outer.expect("they fit"));
+    let reserved = outer.reserve_one().expect("room");
+    let request = reserved.fill(Iocb::default(), Pin::clone(&inner));
+    outer.as_ref().poll(request, IN).expect("accepted");
+    poll(&inner, &device, IN).expect("accepted");
+    let mut out = [None];
+    assert_eq!(outer.reap(&mut out), Ok(0));
+    device.fire(IN);
+    assert_eq!(outer.reap(&mut out), Ok(1));
+    assert_eq!(out[0].take().expect("reaped").event.res, i64::from(IN));
+}
+
+/// One of many wakes one, looks at no other, and each costs little.
+#[test]
+fn ten_thousand_armed_at_once() {
+    const MANY: usize = 10_000;
+    // The slots, and the ring's places and marks, of which there is a power of two.
+    let places = MANY.next_power_of_two() * (size_of::<Event>() + size_of::<u64>());
+    let cost = size_of::<Slot<Arc<Device>, Heads>>() + places.div_ceil(MANY);
+    assert!(cost <= 256, "{cost} bytes each");
+    let context = context(MANY);
+    let devices: Vec<_> = (0..MANY).map(|_| Device::new(2)).collect();
+    for device in &devices {
+        poll(&context, device, IN).expect("accepted");
+    }
+    let looks = || -> usize {
+        let looks = devices
+            .iter()
+            .map(|device| device.looks.load(Ordering::Relaxed));
+        looks.sum()
+    };
+    assert_eq!(looks(), MANY);
+    devices[MANY / 2].fire(IN);
+    assert_eq!(results(&context), [IN.into()]);
+    assert_eq!(looks(), MANY, "others were looked at");
+}
