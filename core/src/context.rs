@@ -917,6 +917,19 @@ impl<'c, R: RingMemory, S: SlotMemory> Early<'c, R, S> {
         })
     }
 
+    /// As [`with_payload`](Self::with_payload), to change it.
+    ///
+    /// # Safety
+    ///
+    /// If it is linked, `f` leaves what it is linked into as it is.
+    pub(crate) unsafe fn with_payload_mut<O>(
+        &mut self,
+        f: impl FnOnce(&mut S::Payload) -> O,
+    ) -> Option<O> {
+        // SAFETY: Early: this owner's alone.
+        unsafe { with_payload(self.context.slot(self.handle.index), f) }
+    }
+
     /// Arms it, unless something came meanwhile.
     pub fn arm(self) -> Armed<'c, R, S> {
         let this = ManuallyDrop::new(self);

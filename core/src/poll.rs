@@ -5,6 +5,10 @@
 //! [now](Source::mask). A poll request waits on all heads at once. It is one-shot:
 //! its completion carries the events, in the same ring as all others.
 //!
+//! A request may also wait for what it can do itself, say read: its look is the
+//! [attempt](Source::attempt), a wake for its events makes the waker try, and the
+//! completion carries the result. All else is the same.
+//!
 //! ```text
 //!          Context::poll                       arm
 //!  fill ------------------> Early, linked ------------> Armed, linked
@@ -24,7 +28,7 @@
 //! |---|---|---|
 //! | submitter | links into each head, then looks, then arms | one head's at a time |
 //! | waker | under its head's lock: claims, or takes the request back to Early | its head's, held for one compare-and-swap |
-//! | the same, after the lock | delivers; or looks, and arms | none |
+//! | the same, after the lock | delivers; or looks (tries), and arms | none |
 //! | canceller, clock | claims, delivers | none |
 //! | reaper | unlinks from all heads, then gives the slot back | one head's at a time |
 //!
@@ -66,7 +70,7 @@ use core::{
 };
 
 use crate::{
-    context::{Armed, Context, Early, Handle, Request},
+    context::{Armed, Claim, Context, Early, Handle, Request},
     error::Errno,
     request::{Phase, Recheck, Wake},
     ring::RingMemory,
@@ -152,8 +156,8 @@ const ALWAYS: u16 = event::ERR | event::HUP;
 /// Each head is there until the source is dropped, or until the head
 /// [is closed](WaitQueue::is_closed) and no [`Context::poll`] of the source runs or
 /// will; it is no part of the source's own value, unless that is pinned. `heads` visits
-/// the same ones on each call. What closes a head keeps the memory until its wakers are
-/// done, too.
+/// the same ones on each call, and `attempt` leaves them as they are. What closes a head
+/// keeps the memory until its wakers are done, too.
 pub unsafe trait Source {
     /// Calls `visit` with each queue that is woken when the mask changes.
     fn heads(&self, visit: &mut dyn FnMut(&WaitQueue));
@@ -161,12 +165,22 @@ pub unsafe trait Source {
     /// What is ready now, of [`event`]. Does not block, and wakes nobody: it is called
     /// in whatever context a head is woken, with no lock held.
     fn mask(&self) -> u16;
+
+    /// Of a request that is [tried](Context::attempt): does what it is for if that can
+    /// be done now, and gives the completion's `res`; `None` if it would block. Does not
+    /// block, and wakes nobody it could not wake from where its heads are woken, with
+    /// no lock held.
+    ///
+    /// Unless it is implemented, the request completes with EOPNOTSUPP.
+    fn attempt(&mut self) -> Option<i64> {
+        Some(Errno::EOPNOTSUPP.as_result())
+    }
 }
 
 macro_rules! forward {
-    ($($owner:ty),*) => {$(
+    ($owner:ty, $($bounds:tt)*) => {
         // SAFETY: the same heads; they stay while the owner has the source.
-        unsafe impl<T: Source + ?Sized> Source for $owner {
+        unsafe impl<$($bounds)*> Source for $owner {
             fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
                 (**self).heads(visit);
             }
@@ -174,25 +188,26 @@ macro_rules! forward {
                 (**self).mask()
             }
         }
-    )*};
+    };
 }
-forward!(&T);
+forward!(&T, T: Source + ?Sized);
+forward!(Pin<P>, P: core::ops::Deref<Target: Source>);
+#[cfg(feature = "alloc")]
+forward!(alloc::sync::Arc<T>, T: Source + ?Sized);
 
+#[cfg(feature = "alloc")]
 // SAFETY: as above.
-unsafe impl<P> Source for Pin<P>
-where
-    P: core::ops::Deref,
-    P::Target: Source,
-{
+unsafe impl<T: Source + ?Sized> Source for alloc::boxed::Box<T> {
     fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
         (**self).heads(visit);
     }
     fn mask(&self) -> u16 {
         (**self).mask()
     }
+    fn attempt(&mut self) -> Option<i64> {
+        (**self).attempt()
+    }
 }
-#[cfg(feature = "alloc")]
-forward!(alloc::boxed::Box<T>, alloc::sync::Arc<T>);
 
 /// A context is readable when it has events, and gone when it is destroyed.
 // SAFETY: the queue is in the context.
@@ -341,22 +356,58 @@ impl<T: Source, const N: usize> Part<T> for Heads<N> {
     }
 }
 
+/// What a request waits for.
+#[derive(Clone, Copy)]
+pub(crate) enum Wanted {
+    /// Any of these events.
+    Events(u16),
+    /// An attempt that does not block. These events are a reason to try.
+    Attempt(u16),
+}
+
+impl Wanted {
+    /// The events that are there, or the attempt's result; none: not yet.
+    fn look(self, source: &mut impl Source) -> Option<i64> {
+        match self {
+            Self::Events(events) => match source.mask() & events {
+                0 => None,
+                ready => Some(ready.into()),
+            },
+            Self::Attempt(_) => source.attempt(),
+        }
+    }
+
+    /// With what a look has found, if one has; and with the events that fired.
+    fn complete<R: RingMemory, S: SlotMemory>(self, claim: Claim<'_, R, S>, found: Option<i64>) {
+        let res = match self {
+            Self::Events(_) => found.unwrap_or(0) | i64::from(claim.events()),
+            // Only closing fires events that it does not look at.
+            Self::Attempt(_) => found.unwrap_or(Errno::EBADF.as_result()),
+        };
+        claim.complete(res, 0);
+    }
+}
+
 /// A request that waits answers for itself, by its word.
 impl<T, const N: usize> Asked for Slot<T, Heads<N>> {
     unsafe fn asked(&self, mask: Option<u16>) -> Answer {
         // SAFETY: linked, and so set before.
-        let Call { events, .. } = unsafe { self.polling.hook.call() };
+        let Call { wanted, .. } = unsafe { self.polling.hook.call() };
         // The request's: it is not freed while it is linked.
         let generation = self.word.peek().generation();
-        let events = match mask {
-            None => ALWAYS,
-            Some(0) => match self.word.look_again(generation) {
-                Recheck::Look => return Answer::Look,
-                Recheck::Recorded => return Answer::Stay,
-                Recheck::Missed(_) => return Answer::Gone,
-            },
-            Some(mask) => mask & events,
+        let (events, look) = match (mask, wanted) {
+            (None, _) => (ALWAYS, false),
+            (Some(0), Wanted::Events(_)) => (0, true),
+            (Some(mask), Wanted::Events(events)) => (mask & events, false),
+            (Some(mask), Wanted::Attempt(events)) => (0, mask == 0 || mask & events != 0),
         };
+        if look {
+            return match self.word.look_again(generation) {
+                Recheck::Look => Answer::Look,
+                Recheck::Recorded => Answer::Stay,
+                Recheck::Missed(_) => Answer::Gone,
+            };
+        }
         if events == 0 {
             return Answer::Stay;
         }
@@ -400,10 +451,35 @@ where
     /// another context's. The request is given back.
     pub fn poll<'c>(
         self: Pin<&'c Self>,
-        mut request: Request<'c, R, S>,
+        request: Request<'c, R, S>,
         events: u16,
     ) -> Result<Handle, Refused<Request<'c, R, S>>> {
-        let events = events | ALWAYS;
+        self.submit(request, Wanted::Events(events | ALWAYS))
+    }
+
+    /// Accepts a request that its payload can [carry out](Source::attempt), now or
+    /// when one of `events`, ERR or HUP comes: it completes with what the attempt that
+    /// did not block gave. Else as [`poll`](Self::poll); who still waits when a head is
+    /// closed gets EBADF.
+    ///
+    /// Attempts are made by the submitter and by whoever wakes a head, one at a time.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll`](Self::poll), where *ready* means that an attempt did not block.
+    pub fn attempt<'c>(
+        self: Pin<&'c Self>,
+        request: Request<'c, R, S>,
+        events: u16,
+    ) -> Result<Handle, Refused<Request<'c, R, S>>> {
+        self.submit(request, Wanted::Attempt(events | ALWAYS))
+    }
+
+    fn submit<'c>(
+        self: Pin<&'c Self>,
+        mut request: Request<'c, R, S>,
+        wanted: Wanted,
+    ) -> Result<Handle, Refused<Request<'c, R, S>>> {
         let refuse = |error, request| Err(Refused { error, request });
         if !request.belongs_to(&self) {
             return refuse(Errno::EINVAL, request);
@@ -417,17 +493,17 @@ where
                 }
                 n += 1;
             });
-            if n == 0 { source.mask() & events } else { 0 }
+            if n == 0 { wanted.look(source) } else { None }
         });
         if n > N {
             return refuse(Errno::EOVERFLOW, request);
         }
         let handle = request.handle();
         if n == 0 {
-            let Some(ready @ 1..) = ready else {
+            let Some(found) = ready.flatten() else {
                 return refuse(Errno::EINVAL, request);
             };
-            request.claim().complete(ready.into(), 0);
+            wanted.complete(request.claim(), Some(found));
             return Ok(handle);
         }
         let slot = self.get_ref().slot(handle.index() as u32);
@@ -438,7 +514,7 @@ where
         let call = Call {
             owner: self.get_ref().owner(),
             index: handle.index() as u32,
-            events,
+            wanted,
         };
         // SAFETY: not published, and not linked.
         unsafe { slot.polling.hook.set(call) };
@@ -454,32 +530,31 @@ where
             closed |= unsafe { head.enqueue_hook(waiter, slot) }.is_err();
         }
         if closed {
-            let claim = early.claim();
-            let events = claim.events() | ALWAYS;
-            claim.complete(events.into(), 0);
+            let found = match wanted {
+                Wanted::Events(_) => Some(ALWAYS.into()),
+                Wanted::Attempt(_) => None,
+            };
+            wanted.complete(early.claim(), found);
         } else {
-            look(early, events);
+            look(early, wanted);
         }
         Ok(handle)
     }
 }
 
 /// Looks at the source of a request that is the caller's, and arms it.
-fn look<R, S>(mut early: Early<'_, R, S>, events: u16)
+fn look<R, S>(mut early: Early<'_, R, S>, wanted: Wanted)
 where
     R: RingMemory,
     S: SlotMemory,
     S::Payload: Source,
 {
     loop {
-        let ready = early.with_payload(|source| source.mask() & events);
-        let claim = match ready {
-            Some(ready @ 1..) => {
-                let claim = early.claim();
-                let all = ready | claim.events();
-                return claim.complete(all.into(), 0);
-            }
-            _ => match early.arm() {
+        // SAFETY: an attempt leaves the heads as they are, by the contract of `Source`.
+        let found = unsafe { early.with_payload_mut(|source| wanted.look(source)) };
+        let claim = match found.flatten() {
+            Some(found) => return wanted.complete(early.claim(), Some(found)),
+            None => match early.arm() {
                 Armed::Armed(_) => return,
                 Armed::LookAgain(again) => {
                     early = again;
@@ -489,8 +564,7 @@ where
                 Armed::Cancelled(claim) => return claim.cancel(),
             },
         };
-        let events = claim.events();
-        return claim.complete(events.into(), 0);
+        return wanted.complete(claim, None);
     }
 }
 
@@ -500,8 +574,13 @@ where
 ///
 /// `owner` is a `Context<R, S>`'s, and request `index` was claimed or taken back to
 /// Early by the caller.
-unsafe fn called<R, S, const N: usize>(owner: *const Owner, index: u32, events: u16)
-where
+unsafe fn called<R, S, const N: usize>(
+    Call {
+        owner,
+        index,
+        wanted,
+    }: Call,
+) where
     R: RingMemory,
     S: SlotMemory<Polling = Heads<N>>,
     S::Payload: Source,
@@ -514,11 +593,10 @@ where
         if snapshot.phase() == Phase::Claimed {
             // SAFETY: the caller's claim.
             let claim = unsafe { context.claim_of(handle, snapshot) };
-            let events = claim.events();
-            claim.complete(events.into(), 0);
+            wanted.complete(claim, None);
         } else {
             // SAFETY: the caller's.
-            look(unsafe { context.early_of(handle) }, events);
+            look(unsafe { context.early_of(handle) }, wanted);
         }
     });
 }

@@ -75,6 +75,7 @@ use core::{
     task::Waker,
 };
 
+use crate::poll::Wanted;
 use crate::sync::{
     atomic::{AtomicU32, AtomicU64, Ordering, fence},
     cell::UnsafeCell,
@@ -206,23 +207,22 @@ pub(crate) struct Hook {
 pub(crate) struct Call {
     pub(crate) owner: *const Owner,
     pub(crate) index: u32,
-    pub(crate) events: u16,
+    pub(crate) wanted: Wanted,
 }
 
 impl Call {
     const NOBODY: Self = Self {
         owner: ptr::null(),
         index: 0,
-        events: 0,
+        wanted: Wanted::Events(0),
     };
 }
 
-/// The part of a hook's owner that says how it is called: with itself, and what the
-/// [`Call`] says.
+/// The part of a hook's owner that says how it is called.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-pub struct Owner(pub(crate) unsafe fn(*const Owner, u32, u16));
+pub struct Owner(pub(crate) unsafe fn(Call));
 
 impl Hook {
     const_fn! {
@@ -297,7 +297,7 @@ impl Calls {
             // SAFETY: the owner is there while who is called has not gone away.
             let Owner(how) = unsafe { *call.owner };
             // SAFETY: answered Look or Woken, and no lock is held.
-            unsafe { how(call.owner, call.index, call.events) };
+            unsafe { how(call) };
         }
     }
 }

@@ -29,6 +29,8 @@ pub mod scenarios;
 
 pub use harness::{Model, Scenario, Theorem, block_on, reached};
 
+#[cfg(test)]
+mod attempt;
 #[cfg(all(test, loom))]
 mod checker;
 #[cfg(test)]
