@@ -6,24 +6,26 @@ use std::{
     ops::RangeInclusive,
     pin::pin,
     sync::Arc,
-    task::{self, Poll, Wake, Waker},
-    thread::{self, Thread},
+    task::{self, Poll},
+    thread,
     time::{Duration, Instant},
 };
 
 use uaio_core::{
     Errno,
     context::{self, Expired, Handle, Reservations},
+    poll::Refused,
     ring, slots,
 };
 
 use crate::{
-    op::Op,
-    pool::{Pool, as_result},
+    drive::unpark,
+    op::{Course, Op},
+    pool::{Pool, Slots, as_result},
     raw::Iocb,
 };
 
-type Batch<'c> = context::Batch<'c, ring::Boxed, slots::Boxed<Op>>;
+type Batch<'c> = context::Batch<'c, ring::Boxed, Slots>;
 
 /// How many completions are taken out of the core at once.
 const CHUNK: usize = 32;
@@ -36,7 +38,7 @@ pub struct Completion {
     pub data: u64,
     /// What it came to: bytes, or zero for an operation without any.
     pub result: Result<usize, Errno>,
-    /// Whether the submitter did all of it, without a worker.
+    /// Whether the submitter did all of it at once.
     pub inline: bool,
     /// The request, with its buffers. It can be submitted again.
     pub op: Op,
@@ -66,7 +68,8 @@ impl Builder {
     /// # Errors
     ///
     /// EINVAL: the capacity is zero or above 2^24, or the range of workers is
-    /// empty or begins with zero. EAGAIN: the system has no thread left.
+    /// empty or begins with zero. EAGAIN: the system has no thread left. EMFILE,
+    /// ENFILE: it has no descriptor left, of which a context needs two.
     pub fn build(self) -> Result<Context, Errno> {
         let pool = Pool::new(self.capacity, self.workers)?;
         Ok(Context(Arc::new(Owner(pool))))
@@ -146,8 +149,10 @@ impl Context {
     ///
     /// Why the *first* was refused; of a later one, submitting it again tells.
     /// EAGAIN: there is no room, take completions out first. EINVAL: the request
-    /// makes no sense (an offset above 2^63 - 1, more than 1,024 buffers, or only
-    /// a handle of one that was accepted before), or the context is destroyed.
+    /// makes no sense (an offset above 2^63 - 1, more than 1,024 buffers, only
+    /// a handle of one that was accepted before, or a [poll](Op::poll) for what will
+    /// never be), or the context is destroyed. EOVERFLOW: a polled source has more
+    /// than two heads. ENOSPC, ENOMEM: epoll takes no more descriptors.
     ///
     /// ```
     /// use uaio::{Context, Errno, Op};
@@ -176,14 +181,14 @@ impl Context {
     ///
     /// The handle of an accepted one is written into its iocb, which is not used
     /// otherwise after the call. Completions of raw requests carry no buffers,
-    /// only the handle.
+    /// only the handle. Of a stream the offset is ignored.
     ///
     /// # Errors
     ///
-    /// As for `submit`, and EBADF: the descriptor is not open. EINVAL: it is
-    /// neither a regular file nor a block device; an unknown opcode; a negative
-    /// offset; more than 1,024 vectors or 2^63 - 1 bytes. EFAULT: an array of
-    /// vectors at address zero, or not aligned.
+    /// As for `submit`, and EBADF: the descriptor is not open. EINVAL: an unknown
+    /// opcode; a negative offset; more than 1,024 vectors or 2^63 - 1 bytes; a POLL
+    /// with more than its events. EFAULT: an array of vectors at address zero, or not
+    /// aligned.
     ///
     /// # Safety
     ///
@@ -231,7 +236,8 @@ impl Context {
     ///
     /// Waits until there are `min_nr`, the time is up or the context is
     /// destroyed; then it may be fewer. `None` is no limit; zero does not wait.
-    /// Blocks by parking the thread.
+    /// Meanwhile the thread drives what the context waits for, or is parked if
+    /// another one does.
     ///
     /// # Errors
     ///
@@ -270,6 +276,9 @@ impl Context {
             // reaped before that is told.
             let ended = core.is_destroyed();
             got += self.reap(nr - got, events)?;
+            if got < nr && self.look() {
+                got += self.reap(nr - got, events)?;
+            }
             if got >= min_nr || up {
                 return if got == 0 && ended {
                     Err(Errno::EINVAL)
@@ -300,26 +309,36 @@ impl Context {
     /// Waits until there are `n` completions. `false`: the time was up before, or
     /// the context is destroyed.
     fn wait(&self, n: usize, deadline: Option<Instant>) -> bool {
-        let Ok(wait) = self.pool().core.wait(n) else {
+        let pool = self.pool();
+        let Ok(wait) = pool.core.wait(n) else {
             return false;
         };
         let mut wait = pin!(wait);
-        let waker = unpark();
-        let mut task = task::Context::from_waker(&waker);
-        loop {
+        let mut role = pool.drive.join();
+        let enough = loop {
+            let waker = role.waker();
+            let mut task = task::Context::from_waker(&waker);
             if let Poll::Ready(enough) = wait.as_mut().poll(&mut task) {
-                return enough.is_ok();
+                break enough.is_ok();
             }
-            let Some(deadline) = deadline else {
-                thread::park();
-                continue;
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return wait.as_mut().expire() == Expired::Woken;
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                break wait.as_mut().expire() == Expired::Woken;
             }
-            thread::park_timeout(left);
+            role.sleep(deadline, &mut |handle| pool.expire(handle));
+        };
+        drop(role);
+        pool.attend();
+        enough
+    }
+
+    /// Takes in what has become ready or due, if nobody else does.
+    fn look(&self) -> bool {
+        let pool = self.pool();
+        let looked = pool.drive.look(&mut |handle| pool.expire(handle));
+        if looked {
+            pool.attend();
         }
+        looked
     }
 
     /// Cancels a request. Its completion comes in any case.
@@ -329,9 +348,9 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// EINPROGRESS: a worker has it, and will end it with its real result.
-    /// EALREADY: it is complete, or its worker was asked before. ENOENT: its
-    /// completion was taken out.
+    /// EINPROGRESS: a worker has it, or it is being tried, and will end with its real
+    /// result if there is one. EALREADY: it is complete, or was cancelled before.
+    /// ENOENT: its completion was taken out.
     ///
     /// ```
     /// use uaio::{Context, Errno, Op};
@@ -414,31 +433,14 @@ fn completion(done: context::Completion<Op>) -> Completion {
     }
 }
 
-/// Wakes a thread that is parked.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Wakes the calling thread.
-fn unpark() -> Waker {
-    Arc::new(Unpark(thread::current())).into()
-}
-
 /// One call of `submit`. At its end, whichever way, what was completed is
 /// delivered and what was queued is called out.
 struct Submission<'c> {
     pool: &'c Arc<Pool>,
-    room: Option<Reservations<'c, ring::Boxed, slots::Boxed<Op>>>,
+    room: Option<Reservations<'c, ring::Boxed, Slots>>,
     batch: Batch<'c>,
     queued: bool,
+    armed: bool,
 }
 
 impl<'c> Submission<'c> {
@@ -448,6 +450,7 @@ impl<'c> Submission<'c> {
             room: None,
             batch: pool.core.batch(),
             queued: false,
+            armed: false,
         }
     }
 
@@ -462,31 +465,55 @@ impl<'c> Submission<'c> {
         }
         let reservation = self.reserve(wanted)?;
         let mut op = place.take();
-        let result = op.attempt();
-        op.progress().handed_off = result.is_none();
+        let course = match op.begin(&self.pool.drive.epoll) {
+            Ok(course) => course,
+            Err(errno) => {
+                *place = op;
+                return Err(errno);
+            }
+        };
+        let waits = matches!(course, Course::Poll(_) | Course::Attempt(_));
+        op.progress().handed_off = !matches!(course, Course::Done(_));
+        let limit = op
+            .timeout
+            .and_then(|limit| Instant::now().checked_add(limit));
         let iocb = slots::Iocb {
             data: op.data,
             obj: 0,
         };
         let request = reservation.fill(iocb, op);
-        Ok(match result {
-            Some(result) => {
+        let core = self.pool.core.as_ref();
+        let accepted = match course {
+            Course::Done(result) => {
                 let claim = request.claim();
                 let handle = claim.handle();
                 self.batch.push(claim, as_result(result), 0);
-                handle
+                return Ok(handle);
             }
-            None => {
+            Course::Work => {
                 self.queued = true;
-                self.pool.queue(request)
+                Ok(self.pool.queue(request))
             }
-        })
+            Course::Poll(events) => core.poll(request, events),
+            Course::Attempt(events) => core.attempt(request, events),
+        };
+        let handle = accepted.map_err(|Refused { error, request }| {
+            if let Some(op) = request.refuse() {
+                *place = op;
+            }
+            error
+        })?;
+        if let Some(at) = limit {
+            self.pool.limit(at, handle);
+        }
+        self.armed |= waits || limit.is_some();
+        Ok(handle)
     }
 
     fn reserve(
         &mut self,
         wanted: usize,
-    ) -> Result<context::Reservation<'c, ring::Boxed, slots::Boxed<Op>>, Errno> {
+    ) -> Result<context::Reservation<'c, ring::Boxed, Slots>, Errno> {
         if let Some(reservation) = self.room.as_mut().and_then(Iterator::next) {
             return Ok(reservation);
         }
@@ -500,6 +527,9 @@ impl Drop for Submission<'_> {
     fn drop(&mut self) {
         if self.queued {
             self.pool.call();
+        }
+        if self.armed {
+            self.pool.attend();
         }
     }
 }

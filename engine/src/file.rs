@@ -4,35 +4,35 @@ use std::{
     error::Error,
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use rustix::fs::{FileType, OFlags};
 use uaio_core::Errno;
 
-use crate::sys::{self, Direction};
+use crate::{
+    epoll::{Epoll, Watch},
+    sys::{self, Direction, Trial, lock},
+};
 
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 const PROC_SUPER_MAGIC: u32 = 0x9fa0;
 
-/// An open file that requests can be made for: regular, or a block device.
+/// An open descriptor that requests can be made for: a file, a socket, a pipe, an
+/// eventfd, a terminal; anything.
 ///
 /// Clones share the descriptor, as does each request under way; it is closed
-/// with the last of them. Whether the file is opened with O_DIRECT or O_SYNC is
-/// looked at once, here: changing it later by `fcntl` may make a submission
-/// block.
+/// with the last of them. Whether the file is opened with O_DIRECT, O_SYNC or
+/// O_NONBLOCK is looked at once, here: changing it later by `fcntl` may make a
+/// submission block. None of them is changed.
 ///
 /// ```
-/// use uaio::{Errno, File};
+/// use uaio::File;
 ///
-/// assert!(File::new(tempfile::tempfile()?).is_ok());
-///
-/// // What is refused comes back with the error.
-/// let (reader, _writer) = std::io::pipe()?;
-/// let unfit = File::new(reader).unwrap_err();
-/// assert_eq!(unfit.errno(), Errno::EINVAL);
-/// let _reader = std::io::PipeReader::from(unfit.into_fd());
+/// let file = File::new(tempfile::tempfile()?)?;
+/// let (reader, writer) = std::io::pipe()?;
+/// let (reader, writer) = (File::new(reader)?, File::new(writer)?);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub struct File(Arc<Open>);
 
 #[derive(Debug)]
 struct Open {
+    /// One for each context that has waited for it. Dropped before the descriptor.
+    watches: Mutex<Vec<Arc<Watch>>>,
     fd: Descriptor,
     access: Access,
 }
@@ -56,8 +58,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// EINVAL when it is neither a regular file nor a block device; else what
-    /// `fstat`, `fstatfs` or `fcntl` said. The descriptor is in the error.
+    /// What `fstat`, `fstatfs` or `fcntl` said. The descriptor is in the error.
     pub fn new(fd: impl Into<OwnedFd>) -> Result<Self, Unfit> {
         let fd = fd.into();
         match Access::of(fd.as_fd()) {
@@ -72,7 +73,35 @@ impl File {
     }
 
     fn open(fd: Descriptor, access: Access) -> Self {
-        Self(Arc::new(Open { fd, access }))
+        Self(Arc::new(Open {
+            watches: Mutex::default(),
+            fd,
+            access,
+        }))
+    }
+
+    /// Its watch in a context's epoll. `None`: it is always ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`Epoll::watch`].
+    pub(crate) fn watch(&self, epoll: &Arc<Epoll>) -> Result<Option<Arc<Watch>>, Errno> {
+        let mut watches = lock(&self.0.watches);
+        if let Some(watch) = watches.iter().find(|watch| watch.is_of(epoll)) {
+            return Ok(Some(Arc::clone(watch)));
+        }
+        if self.0.access.always_ready.get().is_some() {
+            return Ok(None);
+        }
+        let watch = epoll.watch(self.as_fd())?;
+        match &watch {
+            Some(watch) => {
+                watches.retain(|watch| !watch.is_of_none());
+                watches.push(Arc::clone(watch));
+            }
+            None => _ = self.0.access.always_ready.set(()),
+        }
+        Ok(watch)
     }
 
     pub(crate) fn is_raw(&self) -> bool {
@@ -114,10 +143,7 @@ impl Unfit {
 
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.errno {
-            Errno::EINVAL => f.write_str("neither a regular file nor a block device"),
-            errno => io::Error::from(errno).fmt(f),
-        }
+        io::Error::from(self.errno).fmt(f)
     }
 }
 
@@ -139,12 +165,16 @@ pub(crate) enum Way {
     Nowait,
     /// By a worker.
     Worker,
+    /// Tried so until it does not block, if it has readiness; else by a worker.
+    Stream(Trial),
 }
 
 /// What is known of an open file.
 #[derive(Debug)]
 pub(crate) struct Access {
     way: Way,
+    /// Set when epoll does not take it.
+    always_ready: OnceLock<()>,
     /// Set when `RWF_NOWAIT` is found not to work, or not to be enough.
     blocking_reads: OnceLock<()>,
     blocking_writes: OnceLock<()>,
@@ -153,25 +183,25 @@ pub(crate) struct Access {
 impl Access {
     pub(crate) fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
         let stat = rustix::fs::fstat(fd).map_err(sys::errno)?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile | FileType::BlockDevice => {}
-            _ => return Err(Errno::EINVAL),
-        }
+        let kind = FileType::from_raw_mode(stat.st_mode);
         let flags = rustix::fs::fcntl_getfl(fd).map_err(sys::errno)?;
+        let stream = match kind {
+            FileType::RegularFile | FileType::BlockDevice | FileType::Directory => None,
+            FileType::Socket => Some(Trial::Socket),
+            _ if flags.contains(OFlags::NONBLOCK) => Some(Trial::Plain),
+            _ => Some(Trial::Nowait),
+        };
+        if let Some(trial) = stream {
+            return Ok(Self::by(Way::Stream(trial)));
+        }
         let way = match rustix::fs::fstatfs(fd).map_err(sys::errno)?.f_type as u32 {
             // A block device lives in a tmpfs, but is none.
-            TMPFS_MAGIC | RAMFS_MAGIC if FileType::from_raw_mode(stat.st_mode).is_file() => {
-                Way::Inline
-            }
+            TMPFS_MAGIC | RAMFS_MAGIC if kind.is_file() => Way::Inline,
             PROC_SUPER_MAGIC => Way::Worker,
             _ if flags.contains(OFlags::DIRECT) => Way::Worker,
             _ => Way::Nowait,
         };
-        let access = Self {
-            way,
-            blocking_reads: OnceLock::new(),
-            blocking_writes: OnceLock::new(),
-        };
+        let access = Self::by(way);
         if flags.contains(OFlags::DSYNC) {
             // RWF_NOWAIT does not keep the write from waiting for the device
             // once the page cache has it. O_SYNC includes O_DSYNC.
@@ -183,6 +213,15 @@ impl Access {
             access.give_up_nowait(Direction::Write);
         }
         Ok(access)
+    }
+
+    fn by(way: Way) -> Self {
+        Self {
+            way,
+            always_ready: OnceLock::new(),
+            blocking_reads: OnceLock::new(),
+            blocking_writes: OnceLock::new(),
+        }
     }
 
     pub(crate) fn way(&self, direction: Direction) -> Way {

@@ -6,6 +6,8 @@
 compile_error!("uaio needs a 64-bit target: file offsets are passed in one register");
 
 mod context;
+mod drive;
+mod epoll;
 mod file;
 mod op;
 mod pool;
@@ -16,4 +18,8 @@ pub use context::{Builder, Completion, Context};
 pub use file::{File, Unfit};
 pub use op::Op;
 pub use raw::Iocb;
-pub use uaio_core::{Errno, context::Handle};
+pub use uaio_core::{
+    Errno,
+    context::Handle,
+    poll::{Source, event},
+};

@@ -1,14 +1,20 @@
 //! Requests: what to do, to which file, with which memory.
 
-use std::{mem, ops::Deref, os::fd::AsFd};
+use std::{fmt, mem, ops::Deref, os::fd::AsFd, sync::Arc, time::Duration};
 
 use libc::{c_void, iovec};
 use rustix::fs::FileType;
-use uaio_core::{Errno, context::Handle};
+use uaio_core::{
+    Errno,
+    context::Handle,
+    poll::{Source, event},
+    wait::WaitQueue,
+};
 
 use crate::{
+    epoll::{Epoll, Watch},
     file::{File, Way},
-    sys::{self, Direction, IOV_MAX},
+    sys::{self, Direction, IOV_MAX, Trial},
 };
 
 /// A request: to be submitted, and given back with its completion.
@@ -23,11 +29,24 @@ use crate::{
 /// fewer: at the end of the file, or zero beyond it. Writing may be short too,
 /// say when the disk becomes full on the way: then the rest was not written,
 /// and writing it again tells why. An error means that nothing was transferred.
+///
+/// # Streams
+///
+/// What has readiness (a socket, a pipe, an eventfd, a terminal) is [read](Self::read)
+/// and [written](Self::write) without an offset, and never holds a worker: what cannot
+/// be done at once is tried again when it can. A write is complete when any of it was
+/// taken. Two requests of one direction are not in order if the first has to wait.
+///
+/// A write to a pipe that nobody reads raises SIGPIPE, as the system call does, in
+/// whichever thread makes it; Rust programs ignore it. Sockets raise none.
 #[derive(Debug)]
 pub struct Op {
     pub(crate) data: u64,
+    pub(crate) timeout: Option<Duration>,
     offload: bool,
     progress: Progress,
+    /// Of a stream's, while it is under way. Dropped before the file.
+    watch: Option<Arc<Watch>>,
     work: Work,
 }
 
@@ -48,6 +67,10 @@ enum Work {
         data_only: bool,
     },
     Transfer(Transfer),
+    Poll {
+        source: Polled,
+        events: u16,
+    },
     /// What is left in the caller's hands of one that was accepted.
     Accepted(Handle),
     #[cfg(test)]
@@ -59,7 +82,35 @@ struct Transfer {
     file: File,
     direction: Direction,
     memory: Memory,
-    offset: u64,
+    /// None: where the file's position is, or a stream.
+    offset: Option<u64>,
+}
+
+enum Polled {
+    File(File),
+    Source(Arc<dyn Source + Send + Sync>),
+}
+
+impl fmt::Debug for Polled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => file.fmt(f),
+            Self::Source(_) => f.write_str("Source"),
+        }
+    }
+}
+
+/// How a request goes on once it is accepted.
+#[derive(Debug)]
+pub(crate) enum Course {
+    /// It is done.
+    Done(Result<usize, Errno>),
+    /// By a worker.
+    Work,
+    /// Until one of these events.
+    Poll(u16),
+    /// Until it can be done, which one of these events may mean.
+    Attempt(u16),
 }
 
 #[derive(Debug)]
@@ -142,24 +193,108 @@ impl Op {
     fn new(work: Work) -> Self {
         Self {
             data: 0,
+            timeout: None,
             offload: false,
             progress: Progress::default(),
+            watch: None,
             work,
         }
     }
 
-    fn transfer(file: &File, direction: Direction, memory: Memory, offset: u64) -> Self {
+    fn transfer(
+        file: &File,
+        direction: Direction,
+        memory: Memory,
+        offset: impl Into<Option<u64>>,
+    ) -> Self {
         Self::new(Work::Transfer(Transfer {
             file: file.clone(),
             direction,
             memory,
-            offset,
+            offset: offset.into(),
         }))
     }
 
     /// Does nothing, and completes with 0.
     pub fn nop() -> Self {
         Self::new(Work::Nop)
+    }
+
+    /// Reads up to `buf.len()` bytes from a stream, as soon as there are any; from a
+    /// file, at its position.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use uaio::{Context, File, Op};
+    ///
+    /// let (reader, mut writer) = std::io::pipe()?;
+    /// let context = Context::new(1)?;
+    /// context.submit(&mut [Op::read(&File::new(reader)?, vec![0; 16])])?;
+    /// writer.write_all(b"late")?;
+    ///
+    /// let mut events = Vec::new();
+    /// context.getevents(1, 1, None, &mut events)?;
+    /// let done = events.remove(0);
+    /// assert_eq!(done.result, Ok(4));
+    /// assert_eq!(done.op.into_buf()[..4], *b"late");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn read(file: &File, buf: Vec<u8>) -> Self {
+        Self::transfer(file, Direction::Read, Memory::One(buf), None)
+    }
+
+    /// Writes what a stream takes of `buf`, as soon as it takes any; to a file, at its
+    /// position.
+    pub fn write(file: &File, buf: Vec<u8>) -> Self {
+        Self::transfer(file, Direction::Write, Memory::One(buf), None)
+    }
+
+    /// As [`read`](Self::read), into several buffers, one after the other; at most
+    /// 1,024.
+    pub fn readv(file: &File, bufs: Vec<Vec<u8>>) -> Self {
+        Self::transfer(file, Direction::Read, Memory::Many(bufs), None)
+    }
+
+    /// As [`write`](Self::write), of several buffers, one after the other; at most
+    /// 1,024.
+    pub fn writev(file: &File, bufs: Vec<Vec<u8>>) -> Self {
+        Self::transfer(file, Direction::Write, Memory::Many(bufs), None)
+    }
+
+    /// Completes when the file is ready for any of `events`, or has an error or hung
+    /// up, with those of [`event`] that it is ready for.
+    ///
+    /// Once: what it is ready for later is another request's. What has no readiness, as
+    /// regular files, is always ready to be read and written; of that, a request for
+    /// other events only is refused with EINVAL.
+    ///
+    /// ```
+    /// use uaio::{Context, File, Op, event};
+    ///
+    /// let (_reader, writer) = std::io::pipe()?;
+    /// let context = Context::new(1)?;
+    /// context.submit(&mut [Op::poll(&File::new(writer)?, event::OUT)])?;
+    ///
+    /// let mut events = Vec::new();
+    /// context.getevents(1, 1, None, &mut events)?;
+    /// assert_eq!(events[0].result, Ok(event::OUT.into()));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn poll(file: &File, events: u16) -> Self {
+        Self::new(Work::Poll {
+            source: Polled::File(file.clone()),
+            events,
+        })
+    }
+
+    /// As [`poll`](Self::poll), of an object of the program's own. One with more than
+    /// two heads is refused with EOVERFLOW; one without any, that is not ready, with
+    /// EINVAL.
+    pub fn poll_source(source: Arc<dyn Source + Send + Sync>, events: u16) -> Self {
+        Self::new(Work::Poll {
+            source: Polled::Source(source),
+            events,
+        })
     }
 
     /// Reads `buf.len()` bytes at `offset`.
@@ -209,12 +344,38 @@ impl Op {
         self
     }
 
+    /// Ends the request with ETIME if it has not begun by then: after `timeout` from
+    /// its submission, or a little later.
+    ///
+    /// As a [cancel](crate::Context::cancel), it changes no result of what is already
+    /// carried out. Without a reaper it may be some milliseconds late.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use uaio::{Context, Errno, File, Op};
+    ///
+    /// let (reader, _writer) = std::io::pipe()?;
+    /// let read = Op::read(&File::new(reader)?, vec![0; 16]);
+    /// let context = Context::new(1)?;
+    /// context.submit(&mut [read.with_timeout(Duration::from_millis(5))])?;
+    ///
+    /// let mut events = Vec::new();
+    /// context.getevents(1, 1, None, &mut events)?;
+    /// assert_eq!(events[0].result, Err(Errno::ETIME));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
     #[cfg(test)]
     pub(crate) fn panic() -> Self {
         Self::new(Work::Panic)
     }
 
-    /// Has a worker do it, without trying first whether it can be done at once.
+    /// Has a worker do it, without trying first whether it can be done at once. (But
+    /// what has readiness never needs one.)
     ///
     /// For a submitter that has no time for copying from the page cache either.
     pub fn offload(mut self) -> Self {
@@ -231,7 +392,7 @@ impl Op {
         }
     }
 
-    /// The buffer of a `pread` or `pwrite`; of others an empty one.
+    /// The buffer of a read or a write with one; of others an empty one.
     pub fn into_buf(self) -> Vec<u8> {
         match self.work {
             Work::Transfer(Transfer {
@@ -242,7 +403,7 @@ impl Op {
         }
     }
 
-    /// The buffers of a `preadv` or `pwritev`; of others none.
+    /// The buffers of a read or a write with several; of others none.
     pub fn into_bufs(self) -> Vec<Vec<u8>> {
         match self.work {
             Work::Transfer(Transfer {
@@ -263,16 +424,23 @@ impl Op {
         vectors: Vec<iovec>,
         offset: u64,
     ) -> Self {
+        // As Linux does, of a stream it is ignored.
+        let stream = matches!(file.access().way(direction), Way::Stream(_));
+        let offset = (!stream).then_some(offset);
         Self::transfer(file, direction, Memory::Raw(RawMemory(vectors)), offset)
     }
 
     /// What the caller gets back: of a raw request its name, lest safe code
     /// submit it again.
-    pub(crate) fn give_back(self, handle: Handle) -> Self {
+    pub(crate) fn give_back(mut self, handle: Handle) -> Self {
+        self.watch = None;
         match &self.work {
-            Work::Sync { file, .. } | Work::Transfer(Transfer { file, .. }) if file.is_raw() => {
-                Self::accepted(handle)
-            }
+            Work::Sync { file, .. }
+            | Work::Transfer(Transfer { file, .. })
+            | Work::Poll {
+                source: Polled::File(file),
+                ..
+            } if file.is_raw() => Self::accepted(handle),
             _ => self,
         }
     }
@@ -285,10 +453,10 @@ impl Op {
     /// EINVAL when the request makes no sense.
     pub(crate) fn check(&self) -> Result<(), Errno> {
         let sensible = match &self.work {
-            Work::Nop | Work::Sync { .. } => true,
+            Work::Nop | Work::Sync { .. } | Work::Poll { .. } => true,
             Work::Transfer(Transfer { offset, memory, .. }) => {
                 let few = !matches!(memory, Memory::Many(bufs) if bufs.len() > IOV_MAX);
-                few && i64::try_from(*offset).is_ok()
+                few && offset.is_none_or(|offset| i64::try_from(offset).is_ok())
             }
             Work::Accepted(_) => false,
             #[cfg(test)]
@@ -313,27 +481,58 @@ impl Op {
         &mut self.progress
     }
 
-    /// Does at once what can be done without waiting. `None`: the rest is for a
-    /// worker.
-    pub(crate) fn attempt(&mut self) -> Option<Result<usize, Errno>> {
-        if self.offload {
-            return None;
-        }
-        match &mut self.work {
-            Work::Sync { file, .. } if !file.access().is_inline() => None,
+    /// Does at once what can be done without waiting, and tells how the rest goes on.
+    ///
+    /// # Errors
+    ///
+    /// The request cannot be carried out, and had no effect.
+    pub(crate) fn begin(&mut self, epoll: &Arc<Epoll>) -> Result<Course, Errno> {
+        let offload = self.offload;
+        let now = match &mut self.work {
+            Work::Poll { source, events } => {
+                let events = *events;
+                let Polled::File(file) = source else {
+                    return Ok(Course::Poll(events));
+                };
+                self.watch = file.watch(epoll)?;
+                if self.watch.is_some() {
+                    return Ok(Course::Poll(events));
+                }
+                match sys::ready(file.as_fd()) & (events | event::ERR | event::HUP) {
+                    0 => return Err(Errno::EINVAL),
+                    ready => Some(Ok(ready.into())),
+                }
+            }
             Work::Transfer(transfer) => match transfer.file.access().way(transfer.direction) {
+                Way::Stream(trial) if transfer.offset.is_none() => {
+                    self.watch = transfer.file.watch(epoll)?;
+                    if self.watch.is_some() {
+                        return Ok(match transfer.attempt_stream(trial) {
+                            Err(Errno::EAGAIN) => Course::Attempt(transfer.direction.event()),
+                            result => Course::Done(result),
+                        });
+                    }
+                    None
+                }
+                _ if offload => None,
                 Way::Inline => Some(self.run()),
-                Way::Nowait => transfer.attempt(&mut self.progress.done),
-                Way::Worker => None,
+                Way::Nowait if transfer.offset.is_some() => {
+                    transfer.attempt(&mut self.progress.done)
+                }
+                _ => None,
             },
+            _ if offload => None,
+            Work::Sync { file, .. } if !file.access().is_inline() => None,
             _ => Some(self.run()),
-        }
+        };
+        Ok(now.map_or(Course::Work, Course::Done))
     }
 
     /// Does the rest, waiting as long as it takes.
     pub(crate) fn run(&mut self) -> Result<usize, Errno> {
         match &mut self.work {
-            Work::Nop | Work::Accepted(_) => Ok(0),
+            // Polls are not carried out, but waited for.
+            Work::Nop | Work::Accepted(_) | Work::Poll { .. } => Ok(0),
             #[cfg(test)]
             Work::Panic => panic!("on purpose"),
             Work::Sync { file, data_only } => {
@@ -365,10 +564,17 @@ impl Transfer {
     fn go_on(&mut self, done: usize, nowait: bool) -> Result<usize, Errno> {
         let rest = self.memory.rest(done);
         // Only what was transferred is added, so this stays in range.
-        let offset = self.offset as i64 + done as i64;
+        let offset = self.offset.map(|offset| offset as i64 + done as i64);
         // SAFETY: the vectors are of buffers that the request owns, borrowed
         // exclusively here; or promised to it by the contract of raw submission.
         unsafe { sys::transfer(self.file.as_fd(), self.direction, &rest, offset, nowait) }
+    }
+
+    /// As much as can be had of a stream; EAGAIN if that is nothing.
+    fn attempt_stream(&mut self, trial: Trial) -> Result<usize, Errno> {
+        let all = self.memory.rest(0);
+        // SAFETY: as in `go_on`.
+        unsafe { sys::attempt(self.file.as_fd(), self.direction, &all, trial) }
     }
 
     /// Goes on without blocking as long as that brings anything.
@@ -402,7 +608,51 @@ impl Transfer {
     fn is_end(&self, done: usize) -> bool {
         rustix::fs::fstat(self.file.as_fd()).is_ok_and(|stat| {
             FileType::from_raw_mode(stat.st_mode).is_file()
-                && stat.st_size as u64 <= self.offset + done as u64
+                && (self.offset).is_some_and(|at| stat.st_size as u64 <= at + done as u64)
         })
+    }
+}
+
+/// What a request waits for.
+// SAFETY: a watch is kept by the request, and has the queue; a source is kept by it,
+// too. An attempt changes neither.
+unsafe impl Source for Op {
+    fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+        match (&self.work, &self.watch) {
+            (
+                Work::Poll {
+                    source: Polled::Source(source),
+                    ..
+                },
+                _,
+            ) => source.heads(visit),
+            (_, Some(watch)) => visit(&watch.head),
+            (_, None) => {}
+        }
+    }
+
+    fn mask(&self) -> u16 {
+        match &self.work {
+            Work::Poll { source, .. } => match source {
+                Polled::File(file) => sys::ready(file.as_fd()),
+                Polled::Source(source) => source.mask(),
+            },
+            _ => 0,
+        }
+    }
+
+    fn attempt(&mut self) -> Option<i64> {
+        let result = match &mut self.work {
+            Work::Transfer(transfer) => match transfer.file.access().way(transfer.direction) {
+                Way::Stream(trial) => transfer.attempt_stream(trial),
+                _ => Err(Errno::EINVAL),
+            },
+            _ => Err(Errno::EINVAL),
+        };
+        match result {
+            Ok(n) => Some(n as i64),
+            Err(Errno::EAGAIN) => None,
+            Err(errno) => Some(errno.as_result()),
+        }
     }
 }

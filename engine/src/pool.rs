@@ -27,30 +27,39 @@ use std::{
     collections::VecDeque,
     ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use uaio_core::{
     Errno,
-    context::{self, BoxedContext, Handle},
+    context::{self, Handle},
+    poll::Heads,
     request::{Miss, Phase},
     ring, slots,
 };
 
-use crate::{op::Op, sys::SignalsBlocked};
+use crate::{
+    drive::Drive,
+    op::Op,
+    sys::{SignalsBlocked, lock},
+};
 
-pub(crate) type Claim<'c> = context::Claim<'c, ring::Boxed, slots::Boxed<Op>>;
-pub(crate) type Request<'c> = context::Request<'c, ring::Boxed, slots::Boxed<Op>>;
-type Running<'c> = context::Running<'c, ring::Boxed, slots::Boxed<Op>>;
+pub(crate) type Slots = slots::Boxed<Op, Heads>;
+type Core = context::Context<ring::Boxed, Slots>;
+pub(crate) type Claim<'c> = context::Claim<'c, ring::Boxed, Slots>;
+pub(crate) type Request<'c> = context::Request<'c, ring::Boxed, Slots>;
+type Running<'c> = context::Running<'c, ring::Boxed, Slots>;
 
 /// How long a worker that is not needed stays.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(crate) core: BoxedContext<Op>,
+    pub(crate) core: Pin<Box<Core>>,
+    pub(crate) drive: Arc<Drive>,
     workers: RangeInclusive<usize>,
     state: Mutex<State>,
     work: Condvar,
@@ -67,22 +76,21 @@ struct State {
     closed: bool,
 }
 
-/// Locks. The data is good after a panic, for none happens in the midst of it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Pool {
     /// # Errors
     ///
     /// EINVAL for a capacity or a range of workers that cannot be; EAGAIN, or
-    /// what the system said, when a worker cannot be started.
+    /// what the system said, when a worker cannot be started, or no descriptor had.
     pub(crate) fn new(capacity: usize, workers: RangeInclusive<usize>) -> Result<Arc<Self>, Errno> {
         if workers.is_empty() || *workers.start() == 0 {
             return Err(Errno::EINVAL);
         }
         let pool = Arc::new(Self {
-            core: BoxedContext::boxed(capacity)?,
+            core: Box::pin(Core::new(
+                ring::Boxed::native(capacity)?,
+                Slots::new(capacity)?,
+            )?),
+            drive: Drive::new()?,
             workers,
             state: Mutex::new(State {
                 queue: VecDeque::with_capacity(2 * capacity),
@@ -111,7 +119,7 @@ impl Pool {
             drop(state);
             let claim = request.claim();
             let handle = claim.handle();
-            cancel(claim);
+            end(claim, Errno::ECANCELED);
             return handle;
         }
         if state.queue.len() >= 2 * self.core.capacity() {
@@ -139,27 +147,65 @@ impl Pool {
     }
 
     fn start_worker(self: &Arc<Self>, state: &mut State) -> Result<(), Errno> {
+        self.start("uaio-worker", Self::work)?;
+        state.workers += 1;
+        Ok(())
+    }
+
+    fn start(self: &Arc<Self>, name: &str, life: fn(&Arc<Self>)) -> Result<(), Errno> {
         let pool = Arc::clone(self);
         let started = {
             let _blocked = SignalsBlocked::new();
             thread::Builder::new()
-                .name("uaio-worker".into())
+                .name(name.into())
                 .stack_size(256 << 10)
-                .spawn(move || pool.work())
+                .spawn(move || life(&pool))
         };
         let thread = started.map_err(|error| {
             let errno = error.raw_os_error().and_then(Errno::from_raw);
             errno.unwrap_or(Errno::EAGAIN)
         })?;
-        state.workers += 1;
         let mut threads = lock(&self.threads);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);
         Ok(())
     }
 
+    /// Sees to it that somebody drives, for who has armed something, and for who has
+    /// driven.
+    pub(crate) fn attend(self: &Arc<Self>) {
+        // What ends the context waits for this, and then for the thread.
+        let Ok(_user) = self.core.enter() else {
+            return;
+        };
+        if self.drive.wants_driver() {
+            let drive = |pool: &Arc<Self>| pool.drive.run(&mut |handle| pool.expire(handle));
+            if self.start("uaio-driver", drive).is_err() {
+                self.drive.no_driver();
+            }
+        }
+    }
+
+    /// Has the request expire at that time.
+    pub(crate) fn limit(&self, at: Instant, handle: Handle) {
+        let alive = |handle| !matches!(self.core.phase(handle), None | Some(Phase::Claimed));
+        (self.drive).limit(at, handle, 2 * self.core.capacity(), alive);
+    }
+
+    /// Its time is up.
+    pub(crate) fn expire(&self, handle: Handle) {
+        match self.core.claim(handle) {
+            Ok(claim) => end(claim, Errno::ETIME),
+            Err(Miss::Busy) => {
+                let _ = self.core.expire(handle);
+            }
+            // Completed before.
+            Err(Miss::Late | Miss::Gone) => {}
+        }
+    }
+
     /// A worker's life.
-    fn work(self: Arc<Self>) {
+    fn work(self: &Arc<Self>) {
         while let Some(running) = self.next() {
             // A panic drops the running request, which then ends with EIO.
             let _ = catch_unwind(AssertUnwindSafe(|| carry_out(running)));
@@ -203,7 +249,7 @@ impl Pool {
     pub(crate) fn cancel(&self, handle: Handle) -> Result<(), Errno> {
         match self.core.claim(handle) {
             Ok(claim) => {
-                cancel(claim);
+                end(claim, Errno::ECANCELED);
                 Ok(())
             }
             // Running: it is not Armed again, so nothing is cut short here.
@@ -218,6 +264,7 @@ impl Pool {
 
     /// Ends what is queued, and has the workers leave when they are done.
     pub(crate) fn close(&self) {
+        self.drive.close();
         let queue = {
             let mut state = lock(&self.state);
             state.closed = true;
@@ -246,11 +293,12 @@ fn carry_out(mut running: Running<'_>) {
 }
 
 /// Ends a request that nobody carries out any more, with the truth: what it did
-/// before it was queued, or ECANCELED.
-fn cancel(mut claim: Claim<'_>) {
+/// before it was queued, or why.
+fn end(mut claim: Claim<'_>, why: Errno) {
+    // None if it waits for readiness: then it did nothing.
     match claim.with_payload(|op| op.progress().done) {
         Some(done) if done > 0 => claim.complete(done as i64, 0),
-        _ => claim.cancel(),
+        _ => claim.complete(why.as_result(), 0),
     }
 }
 

@@ -46,6 +46,9 @@ impl Iocb {
     pub const FSYNC: u16 = 2;
     /// Make data durable.
     pub const FDSYNC: u16 = 3;
+    /// Wait for readiness: `buf` is the events, of [`event`](crate::event), and the
+    /// rest zero.
+    pub const POLL: u16 = 5;
     /// Do nothing.
     pub const NOOP: u16 = 6;
     /// Read into several pieces of memory.
@@ -81,6 +84,13 @@ impl Iocb {
             Self::NOOP => Op::nop(),
             Self::FSYNC => Op::fsync(self.file(last)?),
             Self::FDSYNC => Op::fdatasync(self.file(last)?),
+            Self::POLL => {
+                if self.nbytes != 0 || self.offset != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                let events = u16::try_from(self.buf.addr()).map_err(|_| Errno::EINVAL)?;
+                Op::poll(self.file(last)?, events)
+            }
             Self::PREAD | Self::PWRITE | Self::PREADV | Self::PWRITEV => {
                 let file = self.file(last)?;
                 let offset = u64::try_from(self.offset).map_err(|_| Errno::EINVAL)?;

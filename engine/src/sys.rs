@@ -1,18 +1,30 @@
 //! System calls on memory that is given by address.
 
 use std::{
-    io,
+    io, mem,
     os::fd::{AsRawFd, BorrowedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use libc::iovec;
-use uaio_core::Errno;
+use libc::{c_int, c_long, iovec};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use uaio_core::{Errno, poll::event};
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Read,
     Write,
+}
+
+impl Direction {
+    /// What a stream has to be ready for.
+    pub(crate) fn event(self) -> u16 {
+        match self {
+            Self::Read => event::IN,
+            Self::Write => event::OUT,
+        }
+    }
 }
 
 /// The most vectors that one request may have; Linux's IOV_MAX.
@@ -22,13 +34,55 @@ pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error()).unwrap_or(Errno::EIO)
 }
 
+/// Locks. The data is good after a panic, for none happens in the midst of it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What of all [`event`]s a descriptor is ready for.
+pub(crate) fn ready(fd: BorrowedFd<'_>) -> u16 {
+    const ALL: u16 = event::IN | event::PRI | event::OUT | event::RDHUP;
+    const NOW: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut polled = [PollFd::from_borrowed_fd(
+        fd,
+        PollFlags::from_bits_retain(ALL),
+    )];
+    // Interrupted it cannot be, as it does not wait; without memory it is not ready
+    // yet, but epoll tells.
+    let _ = rustix::event::poll(&mut polled, Some(&NOW));
+    let revents = polled[0].revents();
+    if revents.contains(PollFlags::NVAL) {
+        return event::ERR;
+    }
+    revents.bits()
+}
+
+/// How a stream is read and written without blocking, whatever its own flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trial {
+    /// By the flag of a socket's own calls.
+    Socket,
+    /// It is set not to block.
+    Plain,
+    /// By the flag of `preadv2`.
+    Nowait,
+}
+
+/// The most that is written to a stream that can only be asked whether it is ready:
+/// POSIX's least PIPE_BUF.
+const READY_FOR: usize = 512;
+
 fn last_errno() -> Errno {
     let number = io::Error::last_os_error().raw_os_error();
     number.and_then(Errno::from_raw).unwrap_or(Errno::EIO)
 }
 
 /// One `preadv` or `pwritev`, repeated only while a signal interrupts it; with
-/// `nowait` their sisters that answer EAGAIN rather than wait.
+/// `nowait` their sisters that answer EAGAIN rather than wait. Without an offset where
+/// the file's position is, and moving that.
 ///
 /// The plain calls are not those with flags zero: a policy that forbids the
 /// latter still lets these pass. And all are made by number, since not every C
@@ -42,25 +96,33 @@ pub(crate) unsafe fn transfer(
     fd: BorrowedFd<'_>,
     direction: Direction,
     vectors: &[iovec],
-    offset: i64,
+    offset: Option<i64>,
     nowait: bool,
 ) -> Result<usize, Errno> {
-    let call = match (direction, nowait) {
-        (Direction::Read, false) => libc::SYS_preadv,
-        (Direction::Read, true) => libc::SYS_preadv2,
-        (Direction::Write, false) => libc::SYS_pwritev,
-        (Direction::Write, true) => libc::SYS_pwritev2,
+    let call = match (direction, offset, nowait) {
+        (Direction::Read, None, false) => libc::SYS_readv,
+        (Direction::Read, Some(_), false) => libc::SYS_preadv,
+        (Direction::Read, _, true) => libc::SYS_preadv2,
+        (Direction::Write, None, false) => libc::SYS_writev,
+        (Direction::Write, Some(_), false) => libc::SYS_pwritev,
+        (Direction::Write, _, true) => libc::SYS_pwritev2,
     };
-    let fd = libc::c_long::from(fd.as_raw_fd());
+    let fd = c_long::from(fd.as_raw_fd());
     let (iov, n) = (vectors.as_ptr(), vectors.len());
     // The offset's upper half, where a register holds only half of it.
-    const UPPER: libc::c_long = 0;
-    let flags = libc::c_long::from(libc::RWF_NOWAIT);
+    const UPPER: c_long = 0;
+    let offset = offset.unwrap_or(-1);
+    let flags = c_long::from(libc::RWF_NOWAIT);
+    // SAFETY: `n` vectors are at `iov`, and their memory is the caller's promise.
+    // Bad values of any other kind are errors. A call does not look at the
+    // arguments that it does not have.
+    retry(|| unsafe { libc::syscall(call, fd, iov, n, offset, UPPER, flags) })
+}
+
+/// Calls until no signal interrupts it.
+fn retry(mut call: impl FnMut() -> c_long) -> Result<usize, Errno> {
     loop {
-        // SAFETY: `n` vectors are at `iov`, and their memory is the caller's
-        // promise. Bad values of any other kind are errors. The plain calls do
-        // not look at `flags`.
-        let moved = unsafe { libc::syscall(call, fd, iov, n, offset, UPPER, flags) };
+        let moved = call();
         if moved >= 0 {
             return Ok(moved as usize);
         }
@@ -69,6 +131,104 @@ pub(crate) unsafe fn transfer(
             errno => return Err(errno),
         }
     }
+}
+
+/// Reads from or writes to a stream as much as can be without blocking; EAGAIN if that
+/// is nothing.
+///
+/// Where the kernel has no way to say so of a stream (an eventfd that is written to, a
+/// terminal, each set to block), it is asked whether it is ready, and blocks if
+/// somebody else is faster then.
+///
+/// # Safety
+///
+/// As of [`transfer`].
+pub(crate) unsafe fn attempt(
+    fd: BorrowedFd<'_>,
+    direction: Direction,
+    vectors: &[iovec],
+    trial: Trial,
+) -> Result<usize, Errno> {
+    // Not what the socket's call means by it, if nothing is wanted.
+    let nothing = direction == Direction::Read && vectors.iter().all(|v| v.iov_len == 0);
+    match trial {
+        _ if nothing => {
+            // SAFETY: the same promise.
+            unsafe { transfer(fd, direction, vectors, None, false) }
+        }
+        // SAFETY: the same promise.
+        Trial::Plain => unsafe { transfer(fd, direction, vectors, None, false) },
+        // SAFETY: the same promise.
+        Trial::Socket => unsafe { message(fd, direction, vectors) },
+        Trial::Nowait => {
+            // SAFETY: the same promise.
+            let tried = unsafe { transfer(fd, direction, vectors, None, true) };
+            match tried {
+                // EPERM is a policy's answer.
+                Err(errno)
+                    if matches!(errno.raw(), libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) =>
+                {
+                    // SAFETY: the same promise.
+                    unsafe { when_ready(fd, direction, vectors) }
+                }
+                tried => tried,
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// As of [`transfer`].
+unsafe fn message(
+    fd: BorrowedFd<'_>,
+    direction: Direction,
+    vectors: &[iovec],
+) -> Result<usize, Errno> {
+    // SAFETY: zero is a value of each of its fields.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = vectors.as_ptr().cast_mut();
+    header.msg_iovlen = vectors.len() as _;
+    let fd: c_int = fd.as_raw_fd();
+    retry(|| {
+        let moved = match direction {
+            // SAFETY: the vectors are there, and their memory is the caller's promise.
+            Direction::Read => unsafe { libc::recvmsg(fd, &mut header, libc::MSG_DONTWAIT) },
+            Direction::Write => {
+                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                // SAFETY: as above.
+                unsafe { libc::sendmsg(fd, &header, flags) }
+            }
+        };
+        moved as c_long
+    })
+}
+
+/// # Safety
+///
+/// As of [`transfer`].
+unsafe fn when_ready(
+    fd: BorrowedFd<'_>,
+    direction: Direction,
+    vectors: &[iovec],
+) -> Result<usize, Errno> {
+    if ready(fd) & (direction.event() | event::ERR | event::HUP) == 0 {
+        return Err(Errno::EAGAIN);
+    }
+    let mut room = READY_FOR;
+    let few: Vec<_> = (vectors.iter())
+        .map(|v| {
+            let iov_len = v.iov_len.min(room);
+            room -= iov_len;
+            iovec { iov_len, ..*v }
+        })
+        .collect();
+    let vectors = match direction {
+        Direction::Read => vectors,
+        Direction::Write => &few,
+    };
+    // SAFETY: the same promise; no more than there is.
+    unsafe { transfer(fd, direction, vectors, None, false) }
 }
 
 /// Blocks all signals of the calling thread until it is dropped: a thread that

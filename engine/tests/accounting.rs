@@ -55,6 +55,20 @@ struct Answers {
     gone: u64,
 }
 
+impl Answers {
+    fn cancel(&mut self, context: &Context, serial: u64, handle: Handle) {
+        match context.cancel(handle) {
+            Ok(()) => assert!(self.ended.insert(serial), "{serial} ended twice"),
+            Err(Errno::EINPROGRESS) => {
+                assert!(self.asked.insert(serial), "{serial} asked twice");
+            }
+            Err(Errno::EALREADY) => self.already += 1,
+            Err(Errno::ENOENT) => self.gone += 1,
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+}
+
 fn cancel_at_random(
     context: &Context,
     board: &Mutex<Board>,
@@ -76,15 +90,7 @@ fn cancel_at_random(
                 .collect()
         };
         for (serial, handle) in chosen {
-            match context.cancel(handle) {
-                Ok(()) => assert!(answers.ended.insert(serial), "{serial} ended twice"),
-                Err(Errno::EINPROGRESS) => {
-                    assert!(answers.asked.insert(serial), "{serial} asked twice");
-                }
-                Err(Errno::EALREADY) => answers.already += 1,
-                Err(Errno::ENOENT) => answers.gone += 1,
-                Err(errno) => panic!("{errno}"),
-            }
+            answers.cancel(context, serial, handle);
         }
         thread::yield_now();
     }
@@ -142,8 +148,9 @@ fn every_request_is_accounted_for() {
     let mut cancelled = HashSet::new();
     let mut cut_short = HashSet::new();
     let (mut next, mut completed, mut inline) = (0, 0, 0);
+    let mut own = Answers::default();
 
-    let answers = thread::scope(|scope| {
+    let mut answers = thread::scope(|scope| {
         let canceller = {
             let rng = rng.clone();
             let (context, board, looked) = (&context, &board, &looked);
@@ -190,6 +197,15 @@ fn every_request_is_accounted_for() {
             }
             // There is room, since each unit has one request.
             assert_eq!(context.submit(&mut ops), Ok(ops.len()));
+            if !ops.is_empty() && rng.below(3) == 0 {
+                // At once: where nothing is slow, the other one comes late. Or when a
+                // worker may have begun.
+                if rng.below(2) == 0 {
+                    thread::yield_now();
+                }
+                let chosen = rng.below(ops.len());
+                own.cancel(&context, serials[chosen], ops[chosen].handle().unwrap());
+            }
             {
                 let mut board = board.lock().unwrap();
                 let handles = ops.iter().map(|op| op.handle().unwrap());
@@ -232,6 +248,13 @@ fn every_request_is_accounted_for() {
         board.lock().unwrap().finished = true;
         canceller.join().unwrap()
     });
+
+    assert!(answers.ended.is_disjoint(&own.ended), "ended twice");
+    answers.ended.extend(own.ended);
+    assert!(answers.asked.is_disjoint(&own.asked), "asked twice");
+    answers.asked.extend(own.asked);
+    answers.already += own.already;
+    answers.gone += own.gone;
 
     assert_eq!(completed + cancelled.len() as u64, REQUESTS);
     assert!(cancelled.is_disjoint(&answers.asked));

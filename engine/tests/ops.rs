@@ -5,10 +5,10 @@ mod common;
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::Write,
     os::unix::fs::FileTypeExt as _,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd},
         unix::fs::OpenOptionsExt,
     },
     thread,
@@ -247,25 +247,18 @@ fn a_part_that_was_read_is_not_reported_cancelled() {
 }
 
 #[test]
-fn only_files_that_never_block_for_ever_are_taken() {
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    let fd = File::new(reader).map_err(|unfit| {
-        assert_eq!(unfit.errno(), Errno::EINVAL);
-        unfit.into_fd()
-    });
-    // What was refused is given back, and works.
-    writer.write_all(b"!").unwrap();
-    let mut byte = [0];
-    fs::File::from(fd.unwrap_err())
-        .read_exact(&mut byte)
-        .unwrap();
-    assert_eq!(byte, *b"!");
-
-    let socket: OwnedFd = std::os::unix::net::UnixStream::pair().unwrap().0.into();
-    let directory = fs::File::open("/").unwrap().into();
-    let null = fs::File::open("/dev/null").unwrap().into();
-    for other in [socket, directory, null] {
-        assert_eq!(File::new(other).unwrap_err().errno(), Errno::EINVAL);
+fn what_cannot_be_looked_at_is_given_back() {
+    let path = rustix::fs::OFlags::PATH;
+    let fd = rustix::fs::open("/proc/self/mem", path, rustix::fs::Mode::empty()).unwrap();
+    let number = fd.as_raw_fd();
+    match File::new(fd) {
+        // A path is no open file: its requests say so.
+        Ok(file) => {
+            let context = Context::new(1).unwrap();
+            let done = complete(&context, Op::pread(&file, vec![0; 1], 0));
+            assert_eq!(done.result, Err(Errno::EBADF));
+        }
+        Err(unfit) => assert_eq!(unfit.into_fd().as_raw_fd(), number),
     }
 }
 
@@ -741,14 +734,19 @@ fn raw_requests_that_make_no_sense() {
         iov_len: isize::MAX as usize,
     }; 3];
     let huge = huge.as_ptr().cast_mut().cast();
+    let events = std::ptr::without_provenance_mut(uaio::event::IN.into());
     let one = Iocb::new;
     for (iocb, errno) in [
         (one(99, fd, at, 1, 0), Errno::EINVAL),
-        (one(5, fd, at, 1, 0), Errno::EINVAL),
+        (one(Iocb::POLL, fd, at, 0, 0), Errno::EINVAL),
+        (one(Iocb::POLL, fd, events, 1, 0), Errno::EINVAL),
+        (one(Iocb::POLL, fd, events, 0, 1), Errno::EINVAL),
+        (one(Iocb::POLL, -1, events, 0, 0), Errno::EBADF),
+        (one(4, fd, at, 1, 0), Errno::EINVAL),
         (one(Iocb::PREAD, -1, at, 1, 0), Errno::EBADF),
         (one(Iocb::PREAD, i32::MAX, at, 1, 0), Errno::EBADF),
         (one(Iocb::FSYNC, -100, at, 1, 0), Errno::EBADF),
-        (one(Iocb::PREAD, pipe, at, 1, 0), Errno::EINVAL),
+        (one(Iocb::PREAD, pipe, at, 1, -1), Errno::EINVAL),
         (one(Iocb::PREAD, fd, at, 1, -1), Errno::EINVAL),
         (one(Iocb::PREAD, fd, at, usize::MAX, 0), Errno::EINVAL),
         (one(Iocb::PREADV, fd, at, 1025, 0), Errno::EINVAL),

@@ -7,7 +7,7 @@ use std::{
     io::{IsTerminal, Write},
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, OpenOptionsExt},
+        fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     process::ExitCode,
@@ -169,6 +169,10 @@ fn copy(options: &Options) -> Result<Summary, Fatal> {
         .open(src)
         .map_err(|error| Fatal::at(src, error))?;
     let from = source.metadata().map_err(|error| Fatal::at(src, error))?;
+    if !from.is_file() && !from.file_type().is_block_device() {
+        let unfit = "neither a regular file nor a block device";
+        return Err(Fatal::at(src, unfit));
+    }
     let source = File::new(source).map_err(|error| Fatal::at(src, error))?;
 
     let place = resolve(dst, &from)?;

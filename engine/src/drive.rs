@@ -1,0 +1,352 @@
+//! Who waits for descriptors and for time limits, on behalf of all.
+//!
+//! One thread at a time, the *leader*: the first of those who wait for completions. It
+//! sleeps in epoll, until the nearest time limit at the latest, and wakes the requests
+//! that are to be woken itself; so what it waits for costs no other thread. The others
+//! *follow*: they are parked, and one of them leads when the leader leaves.
+//!
+//! While nobody waits, a thread of the context's own does, the *driver*: it takes over
+//! when nobody has driven for a while, gives way to whoever comes, and goes when it was
+//! not needed for long. So what is armed goes on also without a reaper, and a program
+//! that mostly waits does not pay for it.
+//!
+//! All that is decided under one lock, which is never held while anybody sleeps, wakes
+//! or is called.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Wake, Waker},
+    thread::{self, Thread, ThreadId},
+    time::{Duration, Instant},
+};
+
+use rustix::event::Timespec;
+use uaio_core::{Errno, context::Handle};
+
+use crate::{epoll::Epoll, sys::lock};
+
+/// How long nobody has to have driven for the driver to take over.
+const GRACE: Duration = Duration::from_millis(10);
+/// How long a driver that is not needed stays.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest sleep: within what every kernel's epoll takes.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+#[derive(Debug)]
+pub(crate) struct Drive {
+    pub(crate) epoll: Arc<Epoll>,
+    state: Mutex<State>,
+    /// Where the driver waits to be needed.
+    needed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    leader: Option<ThreadId>,
+    followers: VecDeque<Thread>,
+    /// While the leader sleeps, until when.
+    sleeps: Option<Option<Instant>>,
+    /// The leader is to look again before it sleeps.
+    called: bool,
+    /// Told apart by a count, where they are at the same time.
+    limits: BTreeMap<(Instant, u64), Handle>,
+    limits_set: u64,
+    /// How often somebody drove.
+    turns: u64,
+    driver: Driver,
+    closed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    Absent,
+    /// Looks from time to time whether somebody drives.
+    Watching,
+    /// Waits to be called.
+    Waiting,
+    /// Leads, until somebody else comes.
+    Driving,
+}
+
+impl Drive {
+    /// # Errors
+    ///
+    /// As [`Epoll::new`].
+    pub(crate) fn new() -> Result<Arc<Self>, Errno> {
+        Ok(Arc::new(Self {
+            epoll: Epoll::new()?,
+            state: Mutex::new(State {
+                leader: None,
+                followers: VecDeque::new(),
+                sleeps: None,
+                called: false,
+                limits: BTreeMap::new(),
+                limits_set: 0,
+                turns: 0,
+                driver: Driver::Absent,
+                closed: false,
+            }),
+            needed: Condvar::new(),
+        }))
+    }
+
+    /// Has `expire` called with `handle` at that time. If there are more than `most`
+    /// limits by then, those that are not `alive` are forgotten before.
+    pub(crate) fn limit(
+        &self,
+        at: Instant,
+        handle: Handle,
+        most: usize,
+        alive: impl Fn(Handle) -> bool,
+    ) {
+        let mut state = lock(&self.state);
+        if state.limits.len() >= most {
+            state.limits.retain(|_, handle| alive(*handle));
+        }
+        state.limits_set += 1;
+        let key = (at, state.limits_set);
+        state.limits.insert(key, handle);
+        let sooner = |until: Option<Instant>| until.is_none_or(|until| at < until);
+        if state.sleeps.is_some_and(sooner) {
+            self.call(state);
+        }
+    }
+
+    /// Has the leader look before it sleeps again.
+    fn call(&self, mut state: MutexGuard<'_, State>) {
+        state.called = true;
+        let sleeps = state.sleeps.take().is_some();
+        drop(state);
+        if sleeps {
+            self.epoll.ring();
+        }
+    }
+
+    fn is_needed(&self, state: &State) -> bool {
+        !state.limits.is_empty() || self.epoll.is_watching()
+    }
+
+    /// Whether the caller has to start the driver, which [runs](Self::run); one that is
+    /// there is called if need be.
+    pub(crate) fn wants_driver(&self) -> bool {
+        let mut state = lock(&self.state);
+        if state.closed || state.leader.is_some() || !self.is_needed(&state) {
+            return false;
+        }
+        match mem::replace(&mut state.driver, Driver::Watching) {
+            Driver::Absent => return true,
+            Driver::Waiting => self.needed.notify_one(),
+            Driver::Watching | Driver::Driving => {}
+        }
+        false
+    }
+
+    /// The driver could not be started. It is tried again, and every reaper drives.
+    pub(crate) fn no_driver(&self) {
+        lock(&self.state).driver = Driver::Absent;
+    }
+
+    /// The life of the driver.
+    pub(crate) fn run(&self, expire: &mut dyn FnMut(Handle)) {
+        let mut state = lock(&self.state);
+        while !state.closed {
+            let idle = state.leader.is_some() || !self.is_needed(&state);
+            let turns = state.turns;
+            let (driver, time) = match idle {
+                true => (Driver::Waiting, PATIENCE),
+                false => (Driver::Watching, GRACE),
+            };
+            state.driver = driver;
+            let (back, wait) =
+                (self.needed.wait_timeout(state, time)).unwrap_or_else(PoisonError::into_inner);
+            state = back;
+            if !wait.timed_out() {
+                continue;
+            }
+            if idle {
+                if state.leader.is_some() || !self.is_needed(&state) {
+                    break;
+                }
+                continue;
+            }
+            if state.leader.is_some() || state.turns != turns || state.closed {
+                continue;
+            }
+            state.leader = Some(thread::current().id());
+            state.driver = Driver::Driving;
+            while !state.closed && state.followers.is_empty() && self.is_needed(&state) {
+                drop(state);
+                self.turn(None, expire);
+                state = lock(&self.state);
+            }
+            pass_on(&mut state);
+        }
+        state.driver = Driver::Absent;
+    }
+
+    /// The driver is to go, and not to come again.
+    pub(crate) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        state.limits.clear();
+        self.needed.notify_one();
+        self.call(state);
+    }
+
+    /// Drives once, without waiting, unless there is nothing to do or somebody else
+    /// leads. Tells whether it did.
+    pub(crate) fn look(self: &Arc<Self>, expire: &mut dyn FnMut(Handle)) -> bool {
+        {
+            let mut state = lock(&self.state);
+            if state.leader.is_some() || !self.is_needed(&state) {
+                return false;
+            }
+            state.leader = Some(thread::current().id());
+            state.called = true;
+        }
+        let _leader = Role {
+            drive: self,
+            leads: true,
+        };
+        self.turn(None, expire);
+        true
+    }
+
+    /// Takes part in the waiting, as the leader if there is none.
+    pub(crate) fn join(self: &Arc<Self>) -> Role<'_> {
+        let mut state = lock(&self.state);
+        let leads = state.leader.is_none();
+        if leads {
+            state.leader = Some(thread::current().id());
+        } else {
+            state.followers.push_back(thread::current());
+            if state.driver == Driver::Driving {
+                self.call(state);
+            }
+        }
+        Role { drive: self, leads }
+    }
+
+    /// Of the leader: ends what is due, then waits until there is something to do.
+    fn turn(&self, until: Option<Instant>, expire: &mut dyn FnMut(Handle)) {
+        let mut due = Vec::new();
+        let mut state = lock(&self.state);
+        let now = Instant::now();
+        while let Some(first) = state.limits.first_entry()
+            && first.key().0 <= now
+        {
+            due.push(first.remove());
+        }
+        let called = mem::take(&mut state.called);
+        let next = state.limits.first_key_value().map(|((at, _), _)| *at);
+        let until = [until, next].into_iter().flatten().min();
+        let sleeps = !called && due.is_empty();
+        if sleeps {
+            state.sleeps = Some(until);
+        }
+        drop(state);
+        for handle in due {
+            expire(handle);
+        }
+        let time = match sleeps {
+            true => until.map(|until| until.saturating_duration_since(now).min(LONGEST)),
+            false => Some(Duration::ZERO),
+        };
+        self.epoll.wait(time.map(timespec).as_ref());
+        let mut state = lock(&self.state);
+        state.sleeps = None;
+        state.turns += 1;
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    // At most an hour.
+    Timespec {
+        tv_sec: time.as_secs() as i64,
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}
+
+/// The leader leaves.
+fn pass_on(state: &mut State) {
+    state.called = false;
+    state.sleeps = None;
+    let next = state.followers.pop_front();
+    state.leader = next.as_ref().map(Thread::id);
+    if let Some(next) = next {
+        next.unpark();
+    }
+}
+
+/// A leader's waker.
+impl Wake for Drive {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.call(lock(&self.state));
+    }
+}
+
+/// One who takes part in the waiting, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Role<'d> {
+    drive: &'d Arc<Drive>,
+    leads: bool,
+}
+
+impl Role<'_> {
+    /// Ends the next [`sleep`](Self::sleep).
+    pub(crate) fn waker(&self) -> Waker {
+        match self.leads {
+            true => Arc::clone(self.drive).into(),
+            false => unpark(),
+        }
+    }
+
+    /// Waits until there is something to do, `until` is there or the role has changed;
+    /// or less.
+    pub(crate) fn sleep(&mut self, until: Option<Instant>, expire: &mut dyn FnMut(Handle)) {
+        if self.leads {
+            return self.drive.turn(until, expire);
+        }
+        match until {
+            None => thread::park(),
+            Some(until) => thread::park_timeout(until.saturating_duration_since(Instant::now())),
+        }
+        self.leads = lock(&self.drive.state).leader == Some(thread::current().id());
+    }
+}
+
+impl Drop for Role<'_> {
+    fn drop(&mut self) {
+        let me = thread::current().id();
+        let mut state = lock(&self.drive.state);
+        if state.leader == Some(me) {
+            pass_on(&mut state);
+        } else {
+            state.followers.retain(|thread| thread.id() != me);
+        }
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Wakes the calling thread.
+pub(crate) fn unpark() -> Waker {
+    Arc::new(Unpark(thread::current())).into()
+}
