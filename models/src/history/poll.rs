@@ -488,3 +488,32 @@ fn waiter_outlives_queue() {
             })
         });
 }
+
+/// CVE-2019-10125: a wake completes the request as soon as it is linked, and drops its
+/// file; the submitter is still inside that file's own poll.
+#[test]
+fn wake_drops_file_during_poll() {
+    struct Linked {
+        claimed: AtomicBool,
+        file: Handed<u32>,
+    }
+    Control::shows(Shows::UnorderedAccess)
+        .held_by("poll::a_wake_while_it_is_submitted_is_not_lost")
+        .refuted(|| {
+            Scenario::of(Linked {
+                claimed: AtomicBool::new(false),
+                file: Handed::new(1),
+            })
+            .role("submitter", |r| {
+                r.file.get();
+                if !r.claimed.swap(true, Ordering::AcqRel) {
+                    r.file.set(0);
+                }
+            })
+            .role("waker", |r| {
+                if !r.claimed.swap(true, Ordering::AcqRel) {
+                    r.file.set(0);
+                }
+            })
+        });
+}
