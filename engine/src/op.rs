@@ -496,12 +496,11 @@ impl Op {
                 };
                 self.watch = file.watch(epoll)?;
                 if self.watch.is_some() {
-                    return Ok(Course::Poll(events));
+                    // What epoll reports may be over by then: it is looked at again.
+                    return Ok(Course::Attempt(events));
                 }
-                match sys::ready(file.as_fd()) & (events | event::ERR | event::HUP) {
-                    0 => return Err(Errno::EINVAL),
-                    ready => Some(Ok(ready.into())),
-                }
+                let ready = ready_for(file, events).ok_or(Errno::EINVAL)?;
+                Some(Ok(ready.into()))
             }
             Work::Transfer(transfer) => match transfer.file.access().way(transfer.direction) {
                 Way::Stream(trial) if transfer.offset.is_none() => {
@@ -556,6 +555,14 @@ impl Op {
                 }
             }
         }
+    }
+}
+
+/// What a file is ready for, of `events`, errors and hang-ups.
+fn ready_for(file: &File, events: u16) -> Option<u16> {
+    match sys::ready(file.as_fd()) & (events | event::ERR | event::HUP) {
+        0 => None,
+        ready => Some(ready),
     }
 }
 
@@ -633,16 +640,21 @@ unsafe impl Source for Op {
 
     fn mask(&self) -> u16 {
         match &self.work {
-            Work::Poll { source, .. } => match source {
-                Polled::File(file) => sys::ready(file.as_fd()),
-                Polled::Source(source) => source.mask(),
-            },
+            Work::Poll {
+                source: Polled::Source(source),
+                ..
+            } => source.mask(),
+            // It is tried.
             _ => 0,
         }
     }
 
     fn attempt(&mut self) -> Option<i64> {
         let result = match &mut self.work {
+            Work::Poll {
+                source: Polled::File(file),
+                events,
+            } => ready_for(file, *events).map_or(Err(Errno::EAGAIN), |ready| Ok(ready.into())),
             Work::Transfer(transfer) => match transfer.file.access().way(transfer.direction) {
                 Way::Stream(trial) => transfer.attempt_stream(trial),
                 _ => Err(Errno::EINVAL),
