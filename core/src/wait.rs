@@ -133,7 +133,7 @@ pub trait Awaited {
     /// that anything may have happened, or nothing: look.
     ///
     /// Called under the queue's lock, by whoever holds that: short, without locks,
-    /// and it must not panic.
+    /// and it must not panic: the queue would stay locked, and wake nobody any more.
     fn holds(&self, mask: u16) -> bool;
 }
 
@@ -721,7 +721,7 @@ impl WaitQueue {
     /// the queue is the store that makes [`is_closed`](Self::is_closed) true, by
     /// the caller or by who was leaving meanwhile.
     ///
-    /// Tasks are woken; requests that wait learn of ERR and HUP. Once it is closed
+    /// Tasks are woken; polls complete with ERR and HUP, attempts with EBADF. Once it is closed
     /// no waiter touches it any more, and who learned of that may call nothing
     /// else. A [`wake`](Self::wake) or [`enqueue`](Self::enqueue) that begins may run
     /// meanwhile, but it still touches the queue: who frees it waits for its wakers,

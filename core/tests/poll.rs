@@ -246,3 +246,107 @@ fn ten_thousand_armed_at_once() {
     assert_eq!(results(&context), [IN.into()]);
     assert_eq!(looks(), MANY, "others were looked at");
 }
+
+/// Takes one of what is in a bucket.
+#[derive(Debug)]
+struct Take(Arc<Device>);
+
+// SAFETY: the queues are in the device.
+unsafe impl Source for Take {
+    fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+        self.0.heads(visit);
+    }
+    fn mask(&self) -> u16 {
+        unreachable!("it is tried");
+    }
+    fn attempt(&mut self) -> Option<i64> {
+        self.0.looks.fetch_add(1, Ordering::Relaxed);
+        let mask = self.0.mask.fetch_and(!IN, Ordering::Relaxed);
+        (mask & IN != 0).then_some(1)
+    }
+}
+
+/// In a box: a box passes the attempt on.
+type Takes = Context<ring::Boxed, slots::Boxed<Box<Take>, Heads>>;
+
+fn takes(capacity: usize) -> Pin<Box<Takes>> {
+    let ring = ring::Boxed::native(capacity).expect("memory");
+    let slots = slots::Boxed::new(capacity).expect("memory");
+    Box::pin(Context::new(ring, slots).expect("they fit"))
+}
+
+fn take(context: &Pin<Box<Takes>>, device: &Arc<Device>) -> Result<Handle, Errno> {
+    let reserved = context.reserve_one()?;
+    let request = reserved.fill(Iocb::default(), Box::new(Take(Arc::clone(device))));
+    let accepted = context.as_ref().attempt(request, IN);
+    accepted.map_err(|Refused { error, .. }| error)
+}
+
+fn taken(context: &Takes) -> Vec<i64> {
+    let mut out: Vec<_> = (0..context.capacity()).map(|_| None).collect();
+    context.reap(&mut out).expect("a Native ring");
+    out.into_iter()
+        .flatten()
+        .map(|done| done.event.res)
+        .collect()
+}
+
+#[test]
+fn an_attempt_is_made_until_it_does_not_block() {
+    let (context, device) = (takes(2), Device::new(2));
+    take(&context, &device).expect("accepted");
+    assert_eq!(taken(&context), []);
+    // No reason to try; and two that bring nothing.
+    device.fire(OUT);
+    device.queues[1].wake(IN);
+    device.queues[0].wake(0);
+    assert_eq!(taken(&context), []);
+    assert_eq!(device.looks.load(Ordering::Relaxed), 3);
+    device.fire(IN);
+    assert_eq!(taken(&context), [1]);
+    // At once.
+    device.mask.fetch_or(IN, Ordering::Relaxed);
+    take(&context, &device).expect("accepted");
+    assert_eq!(taken(&context), [1]);
+}
+
+#[test]
+fn an_attempt_that_is_ended_has_taken_nothing() {
+    let (context, device) = (takes(2), Device::new(1));
+    let cancelled = take(&context, &device).expect("accepted");
+    let expired = take(&context, &device).expect("accepted");
+    assert_eq!(context.cancel(cancelled), Ok(Cancelled::Done));
+    assert_eq!(context.expire(expired), Ok(Cancelled::Done));
+    device.fire(IN);
+    let ends = [Errno::ECANCELED.as_result(), Errno::ETIME.as_result()];
+    assert_eq!(taken(&context), ends);
+    assert_eq!(device.mask.load(Ordering::Relaxed), IN);
+}
+
+#[test]
+fn an_attempt_without_a_head_is_made_once() {
+    let (context, device) = (takes(2), Device::new(0));
+    assert_eq!(take(&context, &device), Err(Errno::EINVAL));
+    device.mask.store(IN, Ordering::Relaxed);
+    take(&context, &device).expect("accepted");
+    assert_eq!(taken(&context), [1]);
+}
+
+#[test]
+fn an_attempt_whose_head_is_closed_ends() {
+    let (context, device) = (takes(4), Device::new(1));
+    take(&context, &device).expect("accepted");
+    device.queues[0].close();
+    take(&context, &device).expect("accepted");
+    assert_eq!(taken(&context), [Errno::EBADF.as_result(); 2]);
+}
+
+#[test]
+fn a_payload_that_cannot_be_tried_says_so() {
+    let (context, device) = (context(1), Device::new(1));
+    let reserved = context.reserve_one().expect("room");
+    let request = reserved.fill(Iocb::default(), device);
+    let accepted = context.as_ref().attempt(request, IN);
+    accepted.expect("accepted");
+    assert_eq!(results(&context), [Errno::EOPNOTSUPP.as_result()]);
+}
