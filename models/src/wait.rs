@@ -382,12 +382,61 @@ fn closing_is_not_lost_behind_a_crowd() {
         });
 }
 
-/// A crowd in a queue that its owner gives back once it is closed.
-struct ClosingCrowd {
+/// Waiters for [`IN`] in a queue that its owner gives back once it is closed.
+struct Linked<const N: usize> {
     queue: Memory<WaitQueue>,
-    waiters: Pin<Box<[Waiter; CROWD]>>,
-    waker: Waker,
-    fired: Count,
+    waiters: Pin<Box<[Waiter; N]>>,
+}
+
+impl<const N: usize> Linked<N> {
+    fn new(new: fn() -> Waiter, waker: impl Fn(usize) -> Waker) -> Self {
+        let linked = Self {
+            queue: Memory::new(WaitQueue::new()),
+            waiters: Box::pin(std::array::from_fn(|_| new())),
+        };
+        for i in 0..N {
+            let waiter = linked.waiter(i);
+            // SAFETY: used with this queue only, and out of it at the end of the model.
+            let enqueued = unsafe { linked.queue().enqueue(waiter, &waker(i), &Fired) };
+            assert_eq!(enqueued, Ok(Enqueued::Waiting));
+        }
+        linked
+    }
+
+    fn waiter(&self, i: usize) -> Pin<&Waiter> {
+        // SAFETY: structural: the array is pinned, so its elements are.
+        unsafe { self.waiters.as_ref().map_unchecked(|waiters| &waiters[i]) }
+    }
+
+    fn queue(&self) -> &WaitQueue {
+        // SAFETY: used while it is there, says the scenario.
+        unsafe { self.queue.get() }
+    }
+
+    /// Takes a waiter out, also when closing did, and passes no wake on.
+    fn leave(&self, i: usize) -> Left {
+        // SAFETY: used with this queue only, which is there unless it is closed.
+        unsafe { WaitQueue::leave_from(self.queue(), self.waiter(i)) }
+    }
+
+    fn wait_until_closed(&self) {
+        while !self.queue().is_closed() {
+            hint::spin_loop();
+        }
+    }
+
+    fn give_back(&self) {
+        // SAFETY: closed, and nobody uses it any more: that is the claim.
+        unsafe { self.queue.renew(WaitQueue::new()) };
+        reached("given back");
+    }
+}
+
+fn reached_by_leaving(left: Left) {
+    reached(match left {
+        Left::Unwoken => "left",
+        Left::Woken => "woken",
+    });
 }
 
 #[test]
@@ -398,49 +447,99 @@ fn who_is_away_is_waited_for_by_closing() {
             "more than 500,000 executions unbounded, without repetitions",
         )
         .check(|| {
-            let crowd = ClosingCrowd {
-                queue: Memory::new(WaitQueue::new()),
-                waiters: Box::pin(std::array::from_fn(|_| Waiter::new())),
-                waker: Waker::noop().clone(),
-                fired: Count::default(),
-            };
-            for i in 0..CROWD {
-                let waiters = crowd.waiters.as_ref();
-                // SAFETY: structural: the array is pinned, so its elements are.
-                let waiter = unsafe { waiters.map_unchecked(|waiters| &waiters[i]) };
-                // SAFETY: not given back yet.
-                let queue = unsafe { crowd.queue.get() };
-                // SAFETY: used with this queue only, whose closing takes it out.
-                let enqueued = unsafe { queue.enqueue(waiter, &crowd.waker, &Fired) };
-                assert_eq!(enqueued, Ok(Enqueued::Waiting));
-            }
-            Scenario::of(crowd)
+            Scenario::of(Linked::<CROWD>::new(Waiter::new, |_| Waker::noop().clone()))
                 .role("waker and owner", |c| {
-                    // SAFETY: given back below, and by nobody else.
-                    let queue = unsafe { c.queue.get() };
-                    queue.wake(IN);
-                    queue.close();
-                    while !queue.is_closed() {
-                        hint::spin_loop();
-                    }
-                    c.fired.add(1);
-                    // SAFETY: closed: nobody touches it any more.
-                    unsafe { c.queue.renew(WaitQueue::new()) };
-                    reached("given back");
+                    c.queue().wake(IN);
+                    c.queue().close();
+                    c.wait_until_closed();
+                    c.give_back();
                 })
-                .role("who leaves", |c| {
-                    let waiters = c.waiters.as_ref();
-                    // SAFETY: structural, as above.
-                    let waiter = unsafe { waiters.map_unchecked(|w| &w[CROWD - 1]) };
-                    // SAFETY: only its address is taken.
-                    let queue = unsafe { c.queue.get() };
-                    // SAFETY: used with this queue only, which is there unless closed.
-                    match unsafe { WaitQueue::leave_from(queue, waiter) } {
-                        Left::Unwoken => reached("left"),
-                        Left::Woken => reached("woken"),
-                    }
+                .role("who leaves", |c| reached_by_leaving(c.leave(CROWD - 1)))
+        });
+}
+
+/// A waker that leaves a trace, which nothing but the protocol orders.
+struct Tracing(Handed<u64>);
+
+impl Wake for Tracing {
+    fn wake(self: Arc<Self>) {
+        self.0.set(1);
+    }
+}
+
+#[test]
+fn who_comes_back_is_done_before_it_is_closed() {
+    Model::of(&[Reclamation, Order], &["left", "woken", "given back"])
+        .bounded(3, "nine waiters")
+        .check(|| {
+            let first = Arc::new(Tracing(Handed::new(0)));
+            let trace = Arc::clone(&first);
+            let crowd = Linked::<CROWD>::new(Waiter::new, |i| match i {
+                0 => Waker::from(Arc::clone(&first)),
+                _ => Waker::noop().clone(),
+            });
+            Scenario::of(crowd)
+                .role("closer", |c| c.queue().close())
+                .role("who leaves, and owner", move |c| {
+                    reached_by_leaving(c.leave(CROWD - 1));
+                    c.wait_until_closed();
+                    // Of those that were called before it came back.
+                    assert_eq!(trace.0.get(), 1, "closed before it was done");
+                    c.give_back();
                 })
         });
+}
+
+/// Closed by two, and given back by the second, if it is closed by then.
+struct ClosedByTwo {
+    linked: Linked<1>,
+    woken: Arc<Counting>,
+    left: Count,
+    closed: AtomicU32,
+}
+
+impl ClosedByTwo {
+    fn new() -> Self {
+        let woken = Arc::new(Counting(Track::new(Count::default())));
+        Self {
+            linked: Linked::new(Waiter::new, |_| Waker::from(Arc::clone(&woken))),
+            woken,
+            left: Count::default(),
+            closed: AtomicU32::new(0),
+        }
+    }
+
+    fn close(&self) {
+        self.linked.queue().close();
+        // Ordering: AcqRel: both are out of it.
+        let second = self.closed.fetch_add(1, Ordering::AcqRel) == 1;
+        if second && self.linked.queue().is_closed() {
+            self.linked.give_back();
+        }
+    }
+}
+
+#[test]
+fn a_queue_is_closed_for_both_of_its_closers() {
+    Model::of(
+        &[Progress, Reclamation, NoLostWakeup],
+        &["left", "woken", "given back"],
+    )
+    .bounded(3, "more than 100,000 executions unbounded")
+    .check(|| {
+        Scenario::of(ClosedByTwo::new())
+            .role("closer", ClosedByTwo::close)
+            .role("closer", ClosedByTwo::close)
+            .role("who leaves", |w| {
+                let left = w.linked.leave(0);
+                w.left.add((left == Left::Unwoken).into());
+                reached_by_leaving(left);
+            })
+            .finally(|w| {
+                let woken = w.woken.0.get_ref().get();
+                assert_eq!(woken + w.left.get(), 1, "woken, or left");
+            })
+    });
 }
 
 #[test]
