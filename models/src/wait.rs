@@ -542,6 +542,82 @@ fn a_queue_is_closed_for_both_of_its_closers() {
     });
 }
 
+/// Exclusive waiters, and how often each was woken.
+struct Shared {
+    linked: Linked<2>,
+    woken: [Arc<Counting>; 2],
+}
+
+impl Shared {
+    fn new() -> Self {
+        let woken = [(); 2].map(|()| Arc::new(Counting(Track::new(Count::default()))));
+        let waker = |i: usize| Waker::from(Arc::clone(&woken[i]));
+        Self {
+            linked: Linked::new(Waiter::exclusive, waker),
+            woken,
+        }
+    }
+
+    fn settle(&self, woken: [u64; 2]) {
+        let calls = [0, 1].map(|i: usize| self.woken[i].0.get_ref().get());
+        assert_eq!(calls, woken, "wakers called");
+        for i in 0..2 {
+            let _ = self.linked.leave(i);
+        }
+    }
+}
+
+#[test]
+fn two_wakes_of_one_wake_two() {
+    Model::of(&[NoLostWakeup], &["both"]).check(|| {
+        Scenario::of(Shared::new())
+            .role("waker", |w| w.linked.queue().wake_one(IN))
+            .role("waker", |w| w.linked.queue().wake_one(IN))
+            .finally(|w| {
+                w.settle([1, 1]);
+                reached("both");
+            })
+    });
+}
+
+#[test]
+fn a_wake_of_one_wakes_the_first_whoever_holds_the_lock() {
+    Model::of(&[NoLostWakeup, Progress], &["left"]).check(|| {
+        let shared = Shared::new();
+        let other = Box::pin(Waiter::new());
+        // SAFETY: used with this queue only, and leaves it below.
+        let enqueued =
+            unsafe { (shared.linked.queue()).enqueue(other.as_ref(), Waker::noop(), &Never) };
+        assert_eq!(enqueued, Ok(Enqueued::Waiting));
+        Scenario::of(shared)
+            .role("waker", |w| w.linked.queue().wake_one(IN))
+            .role("who leaves", move |w| {
+                // SAFETY: as above.
+                let left = unsafe { w.linked.queue().leave(other.as_ref()) };
+                assert_eq!(left, Left::Unwoken);
+                reached("left");
+            })
+            .finally(|w| w.settle([1, 0]))
+    });
+}
+
+#[test]
+fn a_wake_of_one_that_leaves_goes_to_the_other() {
+    Model::of(&[NoLostWakeup], &["left", "woken"]).check(|| {
+        Scenario::of(Shared::new())
+            .role("waker", |w| w.linked.queue().wake_one(IN))
+            .role("who leaves", |w| {
+                // SAFETY: used with this queue only.
+                let left = unsafe { w.linked.queue().leave(w.linked.waiter(0)) };
+                reached_by_leaving(left);
+            })
+            .finally(|w| {
+                let first = w.woken[0].0.get_ref().get();
+                w.settle([first, 1]);
+            })
+    });
+}
+
 #[test]
 fn a_wake_does_not_open_a_closed_queue() {
     Model::of(&[Reclamation], &["closed"])
