@@ -48,6 +48,7 @@ struct Device {
     visited: &'static [usize],
     /// A look at it reads this, from beginning to end.
     inside: Handed<u64>,
+    looks: Count,
 }
 
 impl Device {
@@ -57,6 +58,7 @@ impl Device {
             heads: [Memory::new(WaitQueue::new()), Memory::new(WaitQueue::new())],
             visited,
             inside: Handed::new(1),
+            looks: Count::new(),
         })
     }
 
@@ -76,6 +78,16 @@ impl Device {
     fn fire_keyless(&self, head: usize, events: u16) {
         self.fired.fetch_or(events.into(), Ordering::Relaxed);
         self.head(head).wake(0);
+    }
+
+    fn close_and_give_back(&self, head: usize) {
+        let queue = self.head(head);
+        queue.close();
+        while !queue.is_closed() {
+            hint::spin_loop();
+        }
+        // SAFETY: closed: nobody touches it any more.
+        unsafe { self.heads[head].renew(WaitQueue::new()) };
     }
 
     fn fired(&self) -> u16 {
@@ -106,6 +118,7 @@ unsafe impl Source for Polled {
     fn mask(&self) -> u16 {
         let device = self.0.get_ref();
         let mask = device.fired();
+        device.looks.add(1);
         // Still inside: nobody drops it.
         assert_eq!(device.inside.get(), 1, "gone while it is looked at");
         mask
@@ -164,11 +177,11 @@ impl World {
     /// With a request that is armed.
     fn armed(heads: &'static [usize], events: u16) -> Self {
         let world = Self::new(heads);
-        world.poll(events);
+        assert_eq!(world.poll(events), FIRST);
         world
     }
 
-    fn poll(&self, events: u16) {
+    fn poll(&self, events: u16) -> Handle {
         let payload = Polled(Track::new(Arc::clone(&self.device)));
         let iocb = Iocb { data: 1, obj: 2 };
         let reserved = self.context.reserve_one().expect("there is room");
@@ -176,11 +189,11 @@ impl World {
             .context
             .as_ref()
             .poll(reserved.fill(iocb, payload), events);
-        assert_eq!(handle.expect("two heads at most"), FIRST);
+        handle.expect("two heads at most")
     }
 
     fn submit(&self) {
-        self.poll(IN);
+        assert_eq!(self.poll(IN), FIRST);
         reached(if self.reap() {
             "ready at once"
         } else {
@@ -249,6 +262,18 @@ impl World {
             event if event == OUT.into() => reached("the second"),
             error => assert_eq!(error, CANCELED),
         }
+    }
+
+    /// It was told that its head closed, whether or not a waker looked meanwhile.
+    fn settle_closed(&self) {
+        let _ = self.reap();
+        let results = self.results.lock().unwrap();
+        assert_eq!(results[..], [i64::from(ERR | HUP)]);
+        // The submitter looked once.
+        reached(match self.device.looks.get() {
+            1 => "closed before",
+            _ => "looked at",
+        });
     }
 
     /// As [`settle`](Self::settle), and with all of `events`.
@@ -435,15 +460,7 @@ fn expiry_cancel_and_completion_yield_one_result() {
 fn who_reaps_does_not_touch_a_head_that_is_gone() {
     Model::of(&[Reclamation, ExactlyOnce], &["told", "ended", "late"]).check(|| {
         Scenario::of(World::armed(&[0], IN))
-            .role("owner of the head", |w| {
-                let head = w.device.head(0);
-                head.close();
-                while !head.is_closed() {
-                    hint::spin_loop();
-                }
-                // SAFETY: closed: nobody touches it any more.
-                unsafe { w.device.heads[0].renew(WaitQueue::new()) };
-            })
+            .role("owner of the head", |w| w.device.close_and_give_back(0))
             .role("canceller and reaper", |w| {
                 w.cancel();
                 let _ = w.reap();
@@ -470,6 +487,39 @@ fn a_head_that_closes_under_the_submitter_tells_it() {
                 let results = w.results.lock().unwrap();
                 assert_eq!(results[..], [i64::from(ERR | HUP)]);
             })
+    });
+}
+
+#[test]
+fn a_head_that_closes_under_who_looks_tells_the_request() {
+    Model::of(
+        &[NoLostWakeup, ExactlyOnce],
+        &["looked at", "closed before"],
+    )
+    .check(|| {
+        Scenario::of(World::armed(&[0], IN))
+            .role("owner of the head", |w| w.device.head(0).close())
+            .role("spurious waker", |w| w.device.head(0).wake(0))
+            .finally(World::settle_closed)
+    });
+}
+
+#[test]
+fn who_looks_for_one_head_does_not_touch_the_other_that_is_gone() {
+    Model::of(
+        &[Reclamation, ExactlyOnce],
+        &["looked at", "closed before", "reaped meanwhile"],
+    )
+    .check(|| {
+        Scenario::of(World::armed(&[0, 1], IN))
+            .role("owner of a head", |w| w.device.close_and_give_back(0))
+            .role("spurious waker of the other, and reaper", |w| {
+                w.device.head(1).wake(0);
+                if w.reap() {
+                    reached("reaped meanwhile");
+                }
+            })
+            .finally(World::settle_closed)
     });
 }
 
@@ -507,11 +557,8 @@ fn a_late_waker_never_hits_the_next_life() {
                 });
                 w.results.lock().unwrap().clear();
                 w.device.inside.set(1);
-                let payload = Polled(Track::new(Arc::clone(&w.device)));
-                let reserved = w.context.reserve_one().expect("there is room");
-                let request = reserved.fill(Iocb { data: 1, obj: 2 }, payload);
-                let next = w.context.as_ref().poll(request, IN);
-                assert_eq!(next.expect("two heads").generation(), Generation::MIN);
+                let next = w.poll(IN);
+                assert_eq!(next.generation(), Generation::MIN);
             })
             .finally(|w| {
                 let _ = w.reap();
@@ -653,6 +700,25 @@ fn a_context_that_is_dropped_waits_for_who_looks() {
                 reached("dropped");
             })
     });
+}
+
+#[test]
+fn a_context_that_is_dropped_does_not_touch_a_head_that_is_gone() {
+    Model::of(&[Reclamation, Progress], &["dropped"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            let World {
+                context, device, ..
+            } = World::armed(&[0], IN);
+            Scenario::of((Mutex::new(Some(context)), device))
+                .role("owner of the head", |(_, device)| {
+                    device.close_and_give_back(0)
+                })
+                .role("owner", |(context, _)| {
+                    drop(context.lock().unwrap().take());
+                    reached("dropped");
+                })
+        });
 }
 
 /// Of two exclusive waiters one wake wakes one; and if that one leaves, the other.
