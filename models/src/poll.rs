@@ -570,6 +570,36 @@ fn a_late_waker_never_hits_the_next_life() {
     });
 }
 
+#[test]
+fn who_reaps_waits_for_the_waker_of_the_other_head() {
+    Model::of(
+        &[ExactlyOnce, Reclamation],
+        &["the first", "the second", "reaped meanwhile"],
+    )
+    .check(|| {
+        Scenario::of(World::armed(&[0, 1], IN | OUT))
+            .role("second head", |w| w.device.fire(1, OUT))
+            .role("first head, and reaper", |w| {
+                w.device.fire(0, IN);
+                if w.reap() {
+                    reached("reaped meanwhile");
+                    // The slot is the next one's, whom neither wakes.
+                    w.device.inside.set(1);
+                    let next = w.poll(0);
+                    assert_eq!(w.context.cancel(next), Ok(Cancelled::Done));
+                    w.ended.add(1);
+                }
+            })
+            .finally(|w| {
+                let _ = w.reap();
+                w.reached_by_head();
+                let results = w.results.lock().unwrap();
+                let next = vec![CANCELED; w.ended.get() as usize];
+                assert_eq!(results[1..], next, "the next life");
+            })
+    });
+}
+
 /// Two contexts, each with a request that polls the other.
 struct Pair {
     contexts: [Kept<OtherSlots>; 2],
