@@ -749,7 +749,7 @@ impl WaitQueue {
                 if word & (LEFT | CLOSING) != 0 {
                     let mut served = Served::of(word);
                     // SAFETY: the lock is held.
-                    let leaving = unsafe { list.has_leaving() };
+                    let leaving = served.closing && unsafe { list.has_leaving() };
                     // Re-check: who comes for the lock again closes.
                     if leaving || word & AWAYS != 0 {
                         served.closing = false;
