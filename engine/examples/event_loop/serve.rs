@@ -10,7 +10,7 @@
 //! client:    write -> write ...   and   read -> read ...   until all is echoed
 //! flow:      write -> write ...   and   read -> read ... end    a pipe, a Unix socket
 //! block:     write -> read -> compare -> write ...              a part of a file
-//! timed:     read with a limit from nobody -> time is up -> ...
+//! timed:     read with a limit from nobody -> time is up -> ...   a clock's tick
 //! idle:      read from nobody, cancel -> cancelled -> ...
 //! racer:     read, write to it, cancel -> whichever came first -> ...
 //! ```
@@ -19,7 +19,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io, mem,
     net::{SocketAddr, TcpListener, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
@@ -403,6 +403,11 @@ struct Flow {
     from: File,
     write: Kind,
     read: Kind,
+    /// The most of one write and of one read: who is the faster one waits.
+    sizes: (u64, u64),
+    /// One in so many writes is followed by a pause, until the next tick.
+    pauses: u64,
+    paused: bool,
     written: u64,
     arrived: Reader,
 }
@@ -452,6 +457,9 @@ impl Machines {
                     from: file(unix_from)?,
                     write: Kind::UnixWrite,
                     read: Kind::UnixRead,
+                    sizes: (64 << 10, 16 << 10),
+                    pauses: 1 << 10,
+                    paused: false,
                     written: 0,
                     arrived: reader(0),
                 },
@@ -460,6 +468,9 @@ impl Machines {
                     from: file(pipe_from)?,
                     write: Kind::PipeWrite,
                     read: Kind::PipeRead,
+                    sizes: (4 << 10, 64 << 10),
+                    pauses: 4,
+                    paused: false,
                     written: 0,
                     arrived: reader(1),
                 },
@@ -504,11 +515,7 @@ impl Machines {
             Who::Client(id) => self.client(requests, id, done),
             Who::Flow(n) => self.flow(requests, n, done),
             Who::Block(n) => self.block(requests, n, done),
-            Who::Timed => match done.end {
-                End::TimedOut if requests.is_over() => Ok(()),
-                End::TimedOut => self.timed(requests),
-                end => Err(format!("timeout: {end:?} from nobody")),
-            },
+            Who::Timed => self.tick(requests, done),
             Who::Idle => match done.end {
                 End::Cancelled if requests.is_over() => Ok(()),
                 End::Cancelled => self.idle(requests),
@@ -649,7 +656,7 @@ impl Machines {
         let Some(to) = &flow.to else {
             return Ok(());
         };
-        let len = 1 + requests.below(1 << 15) as usize;
+        let len = 1 + requests.below(flow.sizes.0) as usize;
         let op = Op::write(to, pattern(flow.arrived.sequence, flow.written, len));
         requests.submit(Who::Flow(n), flow.write, op)?;
         Ok(())
@@ -657,7 +664,8 @@ impl Machines {
 
     fn flow_read(&mut self, requests: &mut Requests, n: usize) -> Result<(), Failure> {
         let flow = &self.flows[n];
-        let op = Op::read(&flow.from, untouched(1 + requests.below(1 << 15) as usize));
+        let len = 1 + requests.below(flow.sizes.1) as usize;
+        let op = Op::read(&flow.from, untouched(len));
         // Now and then impatient: then it reads again.
         let limit = (requests.below(8) == 0).then(|| Duration::from_micros(requests.below(100)));
         requests.submit_limited(Who::Flow(n), flow.read, op, limit)?;
@@ -673,7 +681,11 @@ impl Machines {
                     // Closes it: nothing else has this end.
                     flow.to = None;
                 }
-                self.flow_write(requests, n)
+                flow.paused = flow.to.is_some() && requests.below(flow.pauses) == 0;
+                match flow.paused {
+                    true => Ok(()),
+                    false => self.flow_write(requests, n),
+                }
             }
             End::Good(0) => check(flow.to.is_none(), || {
                 format!("{}: ended early", done.kind.name())
@@ -732,6 +744,21 @@ impl Machines {
         Ok(())
     }
 
+    fn tick(&mut self, requests: &mut Requests, done: Done) -> Result<(), Failure> {
+        check(done.end == End::TimedOut, || {
+            format!("timeout: {:?} from nobody", done.end)
+        })?;
+        for n in 0..self.flows.len() {
+            if mem::take(&mut self.flows[n].paused) {
+                self.flow_write(requests, n)?;
+            }
+        }
+        if requests.is_over() {
+            return Ok(());
+        }
+        self.timed(requests)
+    }
+
     fn idle(&mut self, requests: &mut Requests) -> Result<(), Failure> {
         let op = Op::read(&self.idle, untouched(8));
         let name = requests.submit(Who::Idle, Kind::Cancel, op)?;
@@ -776,7 +803,7 @@ impl Machines {
             (kind, end) => return Err(format!("{}: {end:?}", kind.name())),
         }
         let round_is_over = !racer.writing && racer.arrived.at == racer.written;
-        // However short the time was, each way is seen once.
+        // However short the time is, both ways are to be seen.
         let both_seen = requests.report.cancels_lost > 0;
         if !round_is_over || requests.is_over() && both_seen {
             return Ok(());
