@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::{fs, thread, time::Duration};
+use std::{fs, io, thread, time::Duration};
 
 use common::Rng;
-use uaio::{Context, File, Op};
+use uaio::{Context, File, Op, event};
 
 fn count(directory: &str) -> usize {
     fs::read_dir(directory).unwrap().count()
@@ -21,8 +21,20 @@ fn a_thousand_contexts_leave_nothing_behind() {
     let mut rng = Rng::seeded();
     let before = fds_and_threads();
     for round in 0..1_000 {
-        let context = Context::builder(32).workers(1..=4).build().unwrap();
+        let context = Context::builder(34).workers(1..=4).build().unwrap();
         let file = File::new(tempfile::tempfile().unwrap()).unwrap();
+        let (reader, _writer) = io::pipe().unwrap();
+        let reader = File::new(reader).unwrap();
+        let limit = Duration::from_millis(rng.below(30) as u64);
+        let mut armed = [
+            Op::read(&reader, vec![0; 8]),
+            Op::poll(&reader, event::IN).with_timeout(limit),
+        ];
+        assert_eq!(context.submit(&mut armed), Ok(2));
+        if round % 50 == 0 {
+            // The context's own thread takes over.
+            thread::sleep(Duration::from_millis(15));
+        }
         let mut ops: Vec<_> = (0..32)
             .map(|n| {
                 let op = Op::pwrite(&file, vec![1; 512], n * 512);
