@@ -1152,6 +1152,33 @@ fn a_nearer_limit_shortens_the_sleep() {
     });
 }
 
+/// As with cancels: what timed out took nothing, what did not took all.
+#[test]
+fn a_read_whose_time_is_up_while_it_is_tried_tells_the_truth() {
+    let context = context();
+    let (reader, mut writer) = pipe();
+    let reader = file(reader);
+    let (mut timed_out, mut read) = (0, 0);
+    for round in 0..2_000_u32 {
+        let limit = Duration::from_micros(u64::from(round % 100));
+        submit(&context, Op::read(&reader, vec![0; 8]).with_timeout(limit));
+        let mut done = thread::scope(|scope| {
+            scope.spawn(|| writer.write_all(&round.to_ne_bytes()).unwrap());
+            late(&context)
+        });
+        if done.result == Err(Errno::ETIME) {
+            timed_out += 1;
+            assert_eq!(done.op.into_buf(), [0; 8]);
+            done = complete(&context, Op::read(&reader, vec![0; 8]));
+        } else {
+            read += 1;
+        }
+        assert_eq!(done.result, Ok(4));
+        assert_eq!(done.op.into_buf()[..4], round.to_ne_bytes());
+    }
+    println!("timed out {timed_out}, read {read}");
+}
+
 /// A file in memory, for a worker.
 fn memory() -> File {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
@@ -1371,6 +1398,63 @@ fn when_the_leaders_time_is_up_another_reaper_leads() {
             assert_eq!(long.join().unwrap().result, Ok(1));
         });
     }
+}
+
+/// Reapers come and go, with and without limits, while what is armed is written to.
+#[test]
+fn nothing_is_lost_between_many_who_wait() {
+    const ROUNDS: u64 = 3_000;
+    let context = Context::new(8).unwrap();
+    let (a, b) = UnixStream::pair().unwrap();
+    let (a, b) = (file(a), file(b));
+    let over = AtomicBool::new(false);
+    let (tell, told) = mpsc::channel();
+    thread::scope(|scope| {
+        for reaper in 0..3_u64 {
+            let (context, over, tell) = (&context, &over, tell.clone());
+            scope.spawn(move || {
+                for n in reaper.. {
+                    let limit = Duration::from_micros(n * 37 % 300);
+                    let mut events = Vec::new();
+                    let _ = context.getevents(1, 1 + n as usize % 3, Some(limit), &mut events);
+                    for done in events {
+                        tell.send(done).unwrap();
+                    }
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+        for n in 0..ROUNDS {
+            let mut ops = [
+                Op::read(&b, vec![0; 8]),
+                Op::poll(&b, event::IN).data(1).with_timeout(LONG),
+                Op::write(&a, n.to_ne_bytes().to_vec()).data(2),
+            ];
+            assert_eq!(context.submit(&mut ops), Ok(3));
+            let mut polled = ops[1].handle();
+            for _ in 0..3 {
+                let done = told.recv().unwrap();
+                match done.data {
+                    0 => {
+                        assert_eq!(done.result, Ok(8));
+                        assert_eq!(done.op.into_buf(), n.to_ne_bytes());
+                        // The poll may find that the read was faster.
+                        if let Some(polled) = polled.take() {
+                            let _ = context.cancel(polled);
+                        }
+                    }
+                    1 => match done.result {
+                        Err(errno) => assert_eq!(errno, Errno::ECANCELED),
+                        result => assert_eq!(result, events(event::IN)),
+                    },
+                    _ => assert_eq!(done.result, Ok(8)),
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]
