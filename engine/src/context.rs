@@ -38,7 +38,8 @@ pub struct Completion {
     pub data: u64,
     /// What it came to: bytes, or zero for an operation without any.
     pub result: Result<usize, Errno>,
-    /// Whether the submitter did all of it at once.
+    /// Whether the submitter did all of it at once. (What polls a
+    /// [source](Op::poll_source) is never said to be.)
     pub inline: bool,
     /// The request, with its buffers. It can be submitted again.
     pub op: Op,

@@ -99,19 +99,22 @@ impl Epoll {
         watched.serial = watched.serial.wrapping_add(1);
         let serial = watched.serial;
         // A number is never negative.
-        let data = EventData::new_u64(u64::from(serial) << 32 | number as u64);
+        let data = |serial| EventData::new_u64(u64::from(serial) << 32 | number as u64);
         let flags =
             EventFlags::IN | EventFlags::OUT | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
-        match epoll::add(&self.fd, fd, data, flags) {
+        match epoll::add(&self.fd, fd, data(serial), flags) {
             Ok(()) => {}
             Err(Number::PERM) => return Ok(None),
             Err(Number::EXIST) => {
                 let known = watched.by_number.get(&number);
-                if let Some(watch) = known.and_then(|(_, watch)| watch.upgrade()) {
-                    return Ok(Some(watch));
+                let known = known.and_then(|(_, watch)| watch.upgrade());
+                // One that is being dropped right now will find that it is not its own.
+                // The other may be of what had the number in between.
+                let serial = known.as_ref().map_or(serial, |watch| watch.serial);
+                epoll::modify(&self.fd, fd, data(serial), flags).map_err(sys::errno)?;
+                if known.is_some() {
+                    return Ok(known);
                 }
-                // Being dropped right now: it will find that it is not its own.
-                epoll::modify(&self.fd, fd, data, flags).map_err(sys::errno)?;
             }
             Err(error) => return Err(sys::errno(error)),
         }

@@ -43,6 +43,8 @@ struct Open {
     /// One for each context that has waited for it. Dropped before the descriptor.
     watches: Mutex<Vec<Arc<Watch>>>,
     fd: Descriptor,
+    /// A terminal's other opening, by which it is tried.
+    other: Option<OwnedFd>,
     access: Access,
 }
 
@@ -72,12 +74,28 @@ impl File {
         Access::of(fd).map(|access| Self::open(Descriptor::Raw(fd), access))
     }
 
-    fn open(fd: Descriptor, access: Access) -> Self {
+    fn open(fd: Descriptor, mut access: Access) -> Self {
+        let other = match access.way {
+            Way::Stream(Trial::Nowait) => sys::reopen_terminal(fd.as_fd(), access.flags),
+            _ => None,
+        };
+        if other.is_some() {
+            access.way = Way::Stream(Trial::Plain);
+        }
         Self(Arc::new(Open {
             watches: Mutex::default(),
             fd,
+            other,
             access,
         }))
+    }
+
+    /// What a stream is tried by.
+    pub(crate) fn trial(&self) -> BorrowedFd<'_> {
+        match &self.0.other {
+            Some(other) => other.as_fd(),
+            None => self.as_fd(),
+        }
     }
 
     /// Its watch in a context's epoll. `None`: it is always ready.
@@ -113,12 +131,18 @@ impl File {
     }
 }
 
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Owned(fd) => fd.as_fd(),
+            Self::Raw(fd) => *fd,
+        }
+    }
+}
+
 impl AsFd for File {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0.fd {
-            Descriptor::Owned(fd) => fd.as_fd(),
-            Descriptor::Raw(fd) => *fd,
-        }
+        self.0.fd.as_fd()
     }
 }
 
@@ -173,6 +197,7 @@ pub(crate) enum Way {
 #[derive(Debug)]
 pub(crate) struct Access {
     way: Way,
+    flags: OFlags,
     /// Set when epoll does not take it.
     always_ready: OnceLock<()>,
     /// Set when `RWF_NOWAIT` is found not to work, or not to be enough.
@@ -192,7 +217,7 @@ impl Access {
             _ => Some(Trial::Nowait),
         };
         if let Some(trial) = stream {
-            return Ok(Self::by(Way::Stream(trial)));
+            return Ok(Self::by(Way::Stream(trial), flags));
         }
         let way = match rustix::fs::fstatfs(fd).map_err(sys::errno)?.f_type as u32 {
             // A block device lives in a tmpfs, but is none.
@@ -201,7 +226,7 @@ impl Access {
             _ if flags.contains(OFlags::DIRECT) => Way::Worker,
             _ => Way::Nowait,
         };
-        let access = Self::by(way);
+        let access = Self::by(way, flags);
         if flags.contains(OFlags::DSYNC) {
             // RWF_NOWAIT does not keep the write from waiting for the device
             // once the page cache has it. O_SYNC includes O_DSYNC.
@@ -215,13 +240,23 @@ impl Access {
         Ok(access)
     }
 
-    fn by(way: Way) -> Self {
+    fn by(way: Way, flags: OFlags) -> Self {
         Self {
             way,
+            flags,
             always_ready: OnceLock::new(),
             blocking_reads: OnceLock::new(),
             blocking_writes: OnceLock::new(),
         }
+    }
+
+    /// Whether it was opened for that.
+    pub(crate) fn allows(&self, direction: Direction) -> bool {
+        let only = match direction {
+            Direction::Read => OFlags::WRONLY,
+            Direction::Write => OFlags::RDONLY,
+        };
+        self.flags & OFlags::ACCMODE != only
     }
 
     pub(crate) fn way(&self, direction: Direction) -> Way {

@@ -495,14 +495,17 @@ impl Op {
                     return Ok(Course::Poll(events));
                 };
                 self.watch = file.watch(epoll)?;
-                if self.watch.is_some() {
+                match ready_for(file, events) {
+                    Some(ready) => Some(Ok(ready.into())),
                     // What epoll reports may be over by then: it is looked at again.
-                    return Ok(Course::Attempt(events));
+                    None if self.watch.is_some() => return Ok(Course::Attempt(events)),
+                    None => return Err(Errno::EINVAL),
                 }
-                let ready = ready_for(file, events).ok_or(Errno::EINVAL)?;
-                Some(Ok(ready.into()))
             }
             Work::Transfer(transfer) => match transfer.file.access().way(transfer.direction) {
+                Way::Stream(_) if !transfer.file.access().allows(transfer.direction) => {
+                    Some(Err(Errno::EBADF))
+                }
                 Way::Stream(trial) if transfer.offset.is_none() => {
                     self.watch = transfer.file.watch(epoll)?;
                     if self.watch.is_some() {
@@ -581,7 +584,7 @@ impl Transfer {
     fn attempt_stream(&mut self, trial: Trial) -> Result<usize, Errno> {
         let all = self.memory.rest(0);
         // SAFETY: as in `go_on`.
-        unsafe { sys::attempt(self.file.as_fd(), self.direction, &all, trial) }
+        unsafe { sys::attempt(self.file.trial(), self.direction, &all, trial) }
     }
 
     /// Goes on without blocking as long as that brings anything.

@@ -189,7 +189,9 @@ impl Pool {
     /// Has the request expire at that time.
     pub(crate) fn limit(&self, at: Instant, handle: Handle) {
         let alive = |handle| !matches!(self.core.phase(handle), None | Some(Phase::Claimed));
-        (self.drive).limit(at, handle, 2 * self.core.capacity(), alive);
+        if alive(handle) {
+            (self.drive).limit(at, handle, 2 * self.core.capacity(), alive);
+        }
     }
 
     /// Its time is up.

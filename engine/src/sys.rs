@@ -1,13 +1,16 @@
 //! System calls on memory that is given by address.
 
 use std::{
-    io, mem,
-    os::fd::{AsRawFd, BorrowedFd},
+    fs, io, mem,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use libc::{c_int, c_long, iovec};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::{Mode, OFlags},
+};
 use uaio_core::{Errno, poll::event};
 
 /// Which way the bytes go.
@@ -136,8 +139,8 @@ fn retry(mut call: impl FnMut() -> c_long) -> Result<usize, Errno> {
 /// Reads from or writes to a stream as much as can be without blocking; EAGAIN if that
 /// is nothing.
 ///
-/// Where the kernel has no way to say so of a stream (an eventfd that is written to, a
-/// terminal, each set to block), it is asked whether it is ready, and blocks if
+/// Where the kernel has no way to say so of a stream (a timer, or an eventfd that is
+/// written to, each set to block), it is asked whether it is ready, and blocks if
 /// somebody else is faster then.
 ///
 /// # Safety
@@ -149,10 +152,11 @@ pub(crate) unsafe fn attempt(
     vectors: &[iovec],
     trial: Trial,
 ) -> Result<usize, Errno> {
-    // Not what the socket's call means by it, if nothing is wanted.
-    let nothing = direction == Direction::Read && vectors.iter().all(|v| v.iov_len == 0);
+    // It never blocks. A socket's write of nothing is something, its read is not.
+    let nothing = vectors.iter().all(|v| v.iov_len == 0);
+    let datagram = trial == Trial::Socket && direction == Direction::Write;
     match trial {
-        _ if nothing => {
+        _ if nothing && !datagram => {
             // SAFETY: the same promise.
             unsafe { transfer(fd, direction, vectors, None, false) }
         }
@@ -215,6 +219,17 @@ unsafe fn when_ready(
     if ready(fd) & (direction.event() | event::ERR | event::HUP) == 0 {
         return Err(Errno::EAGAIN);
     }
+    if let (Direction::Write, [number]) = (direction, vectors)
+        && number.iov_len == mem::size_of::<u64>()
+        && let Some(count) = eventfd_count(fd)
+    {
+        // SAFETY: as long as that, and the caller's promise.
+        let more = unsafe { number.iov_base.cast::<u64>().read_unaligned() };
+        // Ready means that one fits.
+        if more != u64::MAX && u64::MAX - count <= more {
+            return Err(Errno::EAGAIN);
+        }
+    }
     let mut room = READY_FOR;
     let few: Vec<_> = (vectors.iter())
         .map(|v| {
@@ -229,6 +244,31 @@ unsafe fn when_ready(
     };
     // SAFETY: the same promise; no more than there is.
     unsafe { transfer(fd, direction, vectors, None, false) }
+}
+
+/// The counter of an eventfd; of nothing else.
+fn eventfd_count(fd: BorrowedFd<'_>) -> Option<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    let count = info
+        .lines()
+        .find_map(|line| line.strip_prefix("eventfd-count:"))?;
+    u64::from_str_radix(count.trim(), 16).ok()
+}
+
+/// A terminal's other opening, set not to block: the flag is that of the opening, which
+/// others have, too. Not of a pseudo-terminal's master side, of which each opening is
+/// another terminal.
+pub(crate) fn reopen_terminal(fd: BorrowedFd<'_>, flags: OFlags) -> Option<OwnedFd> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    let master = stat.st_rdev == rustix::fs::makedev(5, 2);
+    if master || !rustix::termios::isatty(fd) {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = flags & OFlags::ACCMODE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let other = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let same = rustix::fs::fstat(&other).is_ok_and(|other| other.st_rdev == stat.st_rdev);
+    same.then_some(other)
 }
 
 /// Blocks all signals of the calling thread until it is dropped: a thread that
