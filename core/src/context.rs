@@ -158,11 +158,15 @@ pub struct Context<R: RingMemory, S: SlotMemory> {
 
 impl<R: RingMemory, S: SlotMemory> Drop for Context<R, S> {
     fn drop(&mut self) {
-        let mut slots = self.slots.0.slots().iter();
-        if !slots.any(|slot| slot.polling.is_linked()) {
+        // Without hooks, who uses it borrows it.
+        if self.owner.is_none() {
             return;
         }
-        // Nobody holds a token any more; but a waker may be at one of its requests.
+        let mut slots = self.slots.0.slots().iter();
+        if self.life.is_unused() && !slots.any(|slot| slot.polling.is_linked()) {
+            return;
+        }
+        // A waker may be at one of its requests, also if that was reaped.
         drop(self.destroy(|_| ()));
         while !self.life.is_over() {
             hint::spin_loop();
@@ -609,18 +613,22 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     ///
     /// The core has no clock: for a time limit call [`Wait::expire`].
     ///
+    /// The context does not move any more, since a future that is forgotten still
+    /// waits. (Pin one on the heap with `Box::pin`, a static one with
+    /// [`Pin::static_ref`].)
+    ///
     /// # Errors
     ///
     /// EINVAL when `min_nr` is more than there can be, or the context is
     /// destroyed.
-    pub fn wait(&self, min_nr: usize) -> Result<Wait<'_, R, S>, Errno> {
+    pub fn wait(self: Pin<&Self>, min_nr: usize) -> Result<Wait<'_, R, S>, Errno> {
         if min_nr > self.capacity() {
             return Err(Errno::EINVAL);
         }
         // The waiter is linked into the context: a user like any other.
         self.life.try_get(1)?;
         Ok(Wait {
-            context: self,
+            context: self.get_ref(),
             min_nr,
             waiter: Waiter::new(),
         })

@@ -91,6 +91,14 @@ pub mod event {
     pub const ERR: u16 = 0x008;
     /// The other side, or the source itself, is gone. Always waited for.
     pub const HUP: u16 = 0x010;
+    /// As [`IN`], of ordinary data.
+    pub const RDNORM: u16 = 0x040;
+    /// As [`IN`], of data that has precedence.
+    pub const RDBAND: u16 = 0x080;
+    /// As [`OUT`], of ordinary data.
+    pub const WRNORM: u16 = 0x100;
+    /// As [`OUT`], of data that has precedence.
+    pub const WRBAND: u16 = 0x200;
     /// The other side will write no more.
     pub const RDHUP: u16 = 0x2000;
 }
@@ -155,8 +163,8 @@ const ALWAYS: u16 = event::ERR | event::HUP;
 ///
 /// Each head is there until the source is dropped, or until the head
 /// [is closed](WaitQueue::is_closed) and no [`Context::poll`] of the source runs or
-/// will; it is no part of the source's own value, unless that is pinned. `heads` visits
-/// the same ones on each call, and `attempt` leaves them as they are. What closes a head
+/// will; it does not move meanwhile. `heads` visits the same ones on each call, and
+/// `attempt` leaves them as they are, and has none in its own value. What closes a head
 /// keeps the memory until its wakers are done, too.
 pub unsafe trait Source {
     /// Calls `visit` with each queue that is woken when the mask changes.
@@ -191,9 +199,13 @@ macro_rules! forward {
     };
 }
 forward!(&T, T: Source + ?Sized);
-forward!(Pin<P>, P: core::ops::Deref<Target: Source>);
+forward!(Pin<&T>, T: Source + ?Sized);
 #[cfg(feature = "alloc")]
 forward!(alloc::sync::Arc<T>, T: Source + ?Sized);
+#[cfg(feature = "alloc")]
+forward!(Pin<alloc::sync::Arc<T>>, T: Source + ?Sized);
+#[cfg(feature = "alloc")]
+forward!(Pin<alloc::boxed::Box<T>>, T: Source + ?Sized);
 
 #[cfg(feature = "alloc")]
 // SAFETY: as above.
@@ -365,18 +377,15 @@ pub(crate) enum Wanted {
     Attempt(u16),
 }
 
-impl Wanted {
-    /// The events that are there, or the attempt's result; none: not yet.
-    fn look(self, source: &mut impl Source) -> Option<i64> {
-        match self {
-            Self::Events(events) => match source.mask() & events {
-                0 => None,
-                ready => Some(ready.into()),
-            },
-            Self::Attempt(_) => source.attempt(),
-        }
+/// Which of `events` are there, as a result.
+fn ready(source: &impl Source, events: u16) -> Option<i64> {
+    match source.mask() & events {
+        0 => None,
+        ready => Some(ready.into()),
     }
+}
 
+impl Wanted {
     /// With what a look has found, if one has; and with the events that fired.
     fn complete<R: RingMemory, S: SlotMemory>(self, claim: Claim<'_, R, S>, found: Option<i64>) {
         let res = match self {
@@ -493,7 +502,11 @@ where
                 }
                 n += 1;
             });
-            if n == 0 { wanted.look(source) } else { None }
+            match wanted {
+                _ if n > 0 => None,
+                Wanted::Events(events) => ready(source, events),
+                Wanted::Attempt(_) => source.attempt(),
+            }
         });
         if n > N {
             return refuse(Errno::EOVERFLOW, request);
@@ -550,8 +563,11 @@ where
     S::Payload: Source,
 {
     loop {
-        // SAFETY: an attempt leaves the heads as they are, by the contract of `Source`.
-        let found = unsafe { early.with_payload_mut(|source| wanted.look(source)) };
+        let found = match wanted {
+            Wanted::Events(events) => early.with_payload(|source| ready(source, events)),
+            // SAFETY: it leaves the heads as they are, by the contract of `Source`.
+            Wanted::Attempt(_) => unsafe { early.with_payload_mut(Source::attempt) },
+        };
         let claim = match found.flatten() {
             Some(found) => return wanted.complete(early.claim(), Some(found)),
             None => match early.arm() {

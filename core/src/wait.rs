@@ -43,6 +43,11 @@
 //! so its owner may free it once it sees that, without a look at the queue. The
 //! waker itself is called with no lock held.
 //!
+//! A wake judges all who are in the list at that moment in one go, and nobody who
+//! comes later: an event is not news to who asks after it. More than can be moved out
+//! at once keep a mark that their wake is on its way; who holds the lock next, or the
+//! same one when it comes again, goes on with them.
+//!
 //! *Exclusive* waiters share one wake: [`wake_one`](WaitQueue::wake_one) wakes
 //! one of them, and everybody who is not exclusive. One that is woken and leaves
 //! all the same passes the wake on. When two wakes meet in the word, what is left
@@ -319,13 +324,24 @@ struct Node {
 
 type Whom = NonNull<dyn Asked>;
 
-/// Whether a waiter is one of those who share a wake; and what woke it, to be passed
-/// on. Protected as the node is.
+/// Whether a waiter is one of those who share a wake; whether one is on its way to it,
+/// and which, to be passed on. Protected as the node is.
 #[derive(Clone, Copy)]
 struct Share {
-    exclusive: bool,
-    any: bool,
+    /// Of the three below. A byte, for many wait.
+    flags: u8,
     mask: u16,
+}
+
+const EXCLUSIVE: u8 = 1;
+const MARKED: u8 = 1 << 1;
+/// The wake does not say what happened.
+const ANYTHING: u8 = 1 << 2;
+
+impl Share {
+    const fn is(self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
 }
 
 /// A place in a [`WaitQueue`]; belongs to who waits, and to one queue only.
@@ -371,7 +387,7 @@ impl Waiter {
         const fn of(exclusive: bool) -> Self {
             Self {
                 state: AtomicU32::new(IDLE),
-                share: UnsafeCell::new(Share { exclusive, any: false, mask: 0 }),
+                share: UnsafeCell::new(Share { flags: if exclusive { EXCLUSIVE } else { 0 }, mask: 0 }),
                 node: UnsafeCell::new(Node {
                     next: ptr::null(),
                     previous: ptr::null(),
@@ -406,6 +422,28 @@ impl Waiter {
         })
     }
 
+    /// A wake is on its way to it, or none any more.
+    ///
+    /// # Safety
+    ///
+    /// As of [`with`](Self::with).
+    unsafe fn mark(&self, wake: Option<Served>) {
+        self.share.with_mut(|share| {
+            // SAFETY: the access is exclusive, by the contract.
+            let share = unsafe { &mut *share };
+            let marked = if wake.is_some() { MARKED } else { 0 };
+            // Closing is nothing to be passed on.
+            let wake = wake.filter(|wake| !wake.closing);
+            let anything = if wake.is_some_and(|wake| wake.any) {
+                ANYTHING
+            } else {
+                0
+            };
+            share.flags = share.flags & EXCLUSIVE | marked | anything;
+            share.mask = wake.map_or(0, |wake| wake.mask);
+        });
+    }
+
     /// Under the lock: it is to be taken out by the caller, and not by its owner.
     fn goes(&self) -> bool {
         // Ordering: Relaxed. The lock orders what is in the node.
@@ -421,11 +459,12 @@ impl Default for Waiter {
     }
 }
 
-/// First and last of the list.
+/// First and last of the list, and how many in it are marked as woken.
 #[derive(Debug)]
 struct List {
     first: *const Waiter,
     last: *const Waiter,
+    marked: usize,
 }
 
 impl List {
@@ -473,6 +512,8 @@ impl List {
     /// Under the lock; `waiter` is in the list.
     unsafe fn unlink(&mut self, waiter: &Waiter) -> Option<Waker> {
         // SAFETY: under the lock, by the contract.
+        self.marked -= usize::from(unsafe { waiter.share() }.is(MARKED));
+        // SAFETY: under the lock, by the contract.
         let (next, previous, waker) =
             unsafe { waiter.with(|node| (node.next, node.previous, node.waker.take())) };
         // SAFETY: what is linked is alive.
@@ -490,23 +531,86 @@ impl List {
         waker
     }
 
+    /// Asks all who wait what a wake means to them; marks who is woken, and notes who
+    /// is to be called for it.
+    ///
+    /// # Safety
+    ///
+    /// Under the lock.
+    unsafe fn judge(&mut self, hooks: &mut Calls, served: Served) {
+        let mut one_went = false;
+        let mut next = self.first;
+        // SAFETY: what is linked is alive.
+        while let Some(waiter) = unsafe { next.as_ref() } {
+            // SAFETY: under the lock, by the contract.
+            let whom = unsafe {
+                waiter.with(|node| {
+                    next = node.next;
+                    node.whom
+                })
+            };
+            // SAFETY: under the lock, by the contract.
+            let share = unsafe { waiter.share() };
+            let shares = served.one && share.is(EXCLUSIVE);
+            let passed_over = share.is(MARKED) || one_went && shares && !served.closing;
+            let Some(whom) = whom.filter(|_| !passed_over) else {
+                continue;
+            };
+            // SAFETY: under the lock, and it is linked.
+            let answer = unsafe { served.ask(whom) };
+            if matches!(answer, Answer::Look | Answer::Woken) {
+                // SAFETY: what is linked is there.
+                if let Some(hook) = unsafe { whom.as_ref() }.hook() {
+                    // SAFETY: it answered so.
+                    unsafe { hooks.push(hook.as_ptr()) };
+                }
+            }
+            if matches!(answer, Answer::Woken | Answer::Gone) || served.closing {
+                // SAFETY: under the lock.
+                unsafe { waiter.mark(Some(served)) };
+                self.marked += 1;
+                one_went |= shares && answer == Answer::Woken;
+            }
+        }
+    }
+
+    /// Takes out who is marked, as many as the batch holds.
+    ///
+    /// # Safety
+    ///
+    /// Under the lock.
+    unsafe fn take_marked(&mut self, batch: &mut Batch) {
+        let mut next = self.first;
+        while self.marked > 0 && !batch.is_full() {
+            // SAFETY: what is linked is alive.
+            let Some(waiter) = (unsafe { next.as_ref() }) else {
+                return;
+            };
+            // SAFETY: under the lock, by the contract.
+            next = unsafe { waiter.with(|node| node.next) };
+            // SAFETY: under the lock, by the contract.
+            let marked = unsafe { waiter.share() }.is(MARKED);
+            // Who is leaving takes itself out.
+            if marked && waiter.goes() {
+                // SAFETY: under the lock, it is in the list, and it goes.
+                let waker = unsafe { self.woken(waiter) };
+                // The waiter may be gone.
+                if let Some(waker) = waker {
+                    batch.push(waker);
+                }
+            }
+        }
+    }
+
     /// Takes out a waiter that [`goes`](Waiter::goes). Its owner may free it from
     /// now on.
     ///
     /// # Safety
     ///
     /// As [`unlink`](Self::unlink).
-    unsafe fn woken(&mut self, waiter: &Waiter, served: Served) -> Option<Waker> {
+    unsafe fn woken(&mut self, waiter: &Waiter) -> Option<Waker> {
         // SAFETY: the same contract.
         let waker = unsafe { self.unlink(waiter) };
-        waiter.share.with_mut(|share| {
-            // SAFETY: under the lock, by the contract.
-            let share = unsafe { &mut *share };
-            (share.any, share.mask) = match served.closing {
-                true => (false, 0),
-                false => (served.any, served.mask),
-            };
-        });
         // Ordering: Release pairs with the Acquire in `leave` and `enqueue`: this
         // is the last touch.
         waiter.state.store(WOKEN, Ordering::Release);
@@ -644,7 +748,7 @@ impl WaitQueue {
         pub const fn new() -> Self {
             Self {
                 word: AtomicU64::new(0),
-                list: UnsafeCell::new(List { first: ptr::null(), last: ptr::null() }),
+                list: UnsafeCell::new(List { first: ptr::null(), last: ptr::null(), marked: 0 }),
             }
         }
     }
@@ -755,21 +859,16 @@ impl WaitQueue {
                         served.closing = false;
                     }
                     // SAFETY: the lock is held.
-                    unsafe { Self::extract(list, &mut batch, served) };
+                    unsafe { list.judge(&mut batch.hooks, served) };
                 }
+                // SAFETY: the lock is held.
+                unsafe { list.take_marked(&mut batch) };
                 list.first.is_null()
             });
             if batch.is_full() {
-                // There may be more: let go with what was left put back, so that
-                // who locks next, at the latest this thread, goes on with it; for
-                // all, since it may meet another one in the word. Nobody closes
-                // while we are away.
-                let rest = match word & LEFT {
-                    0 => WAITING,
-                    left => WAITING | ALL | left & !ONE,
-                };
-                // Ordering: Relaxed. The Release below publishes it.
-                self.word.fetch_or(rest, Ordering::Relaxed);
+                // There may be more: let go, and come again. Nobody closes while we
+                // are away; and who wakes meanwhile sees that, and locks.
+                //
                 // Ordering: Release: the list, for the next holder.
                 self.word.fetch_add(AWAY - LOCKED, Ordering::Release);
                 batch.run();
@@ -819,55 +918,6 @@ impl WaitQueue {
             ) {
                 Ok(_) => return !locked,
                 Err(now) => word = now,
-            }
-        }
-    }
-
-    /// Takes out those who are woken, and notes who is to be called.
-    ///
-    /// # Safety
-    ///
-    /// With the lock held.
-    unsafe fn extract(list: &mut List, batch: &mut Batch, served: Served) {
-        let mut one_went = false;
-        let mut next = list.first;
-        // SAFETY: what is linked is alive.
-        while let Some(waiter) = unsafe { next.as_ref() } {
-            if batch.is_full() {
-                return;
-            }
-            // SAFETY: the lock is held, by the contract.
-            let whom = unsafe {
-                waiter.with(|node| {
-                    next = node.next;
-                    node.whom
-                })
-            };
-            // SAFETY: the lock is held.
-            let shares = served.one && unsafe { waiter.share() }.exclusive;
-            let passed_over = one_went && shares && !served.closing;
-            let Some(whom) = whom.filter(|_| !passed_over) else {
-                continue;
-            };
-            // SAFETY: the lock is held, and it is linked.
-            let answer = unsafe { served.ask(whom) };
-            if matches!(answer, Answer::Look | Answer::Woken) {
-                // SAFETY: what is linked is there.
-                if let Some(hook) = unsafe { whom.as_ref() }.hook() {
-                    // SAFETY: it answered so.
-                    unsafe { batch.hooks.push(hook.as_ptr()) };
-                }
-            }
-            let goes = matches!(answer, Answer::Woken | Answer::Gone) || served.closing;
-            // Who is leaving takes itself out.
-            if goes && waiter.goes() {
-                // SAFETY: the lock is held, it is in the list, and it goes.
-                let waker = unsafe { list.woken(waiter, served) };
-                // The waiter may be gone.
-                if let Some(waker) = waker {
-                    batch.push(waker);
-                }
-                one_went |= shares && answer == Answer::Woken;
             }
         }
     }
@@ -950,18 +1000,20 @@ impl WaitQueue {
         // Ordering: Relaxed. Changed by its owner, or under the lock.
         let before = waiter.state.load(Ordering::Relaxed);
         let ready = before == WOKEN || ready();
-        self.list.with_mut(|list| {
+        let ready = self.list.with_mut(|list| {
             // SAFETY: the lock is held.
             let list = unsafe { &mut *list };
+            // SAFETY: the lock is held.
+            let marked = before == LINKED && unsafe { waiter.share() }.is(MARKED);
             // Re-check: what came before it was linked woke nobody.
-            if ready {
+            if ready || marked {
                 if before == LINKED {
                     // SAFETY: the lock is held, and it is in the list.
                     waker = unsafe { list.unlink(waiter) };
                 }
                 // Ordering: Relaxed. Its owner's.
                 waiter.state.store(IDLE, Ordering::Relaxed);
-                return;
+                return true;
             }
             // SAFETY: the lock is held.
             unsafe {
@@ -971,12 +1023,15 @@ impl WaitQueue {
                 });
             }
             if before != LINKED {
+                // SAFETY: the lock is held.
+                unsafe { waiter.mark(None) };
                 // SAFETY: the lock is held; not linked; pinned, and it leaves
                 // before it is dropped, by the contract.
                 unsafe { list.push(waiter) };
                 // Ordering: Relaxed. Others look at it under the lock.
                 waiter.state.store(LINKED, Ordering::Relaxed);
             }
+            false
         });
         self.serve_and_unlock();
         drop(waker);
@@ -1002,10 +1057,10 @@ impl WaitQueue {
         if left == Left::Woken {
             // SAFETY: out of the list, and its owner's.
             let share = unsafe { waiter.share() };
-            if share.exclusive && share.mask != 0 {
+            if share.is(EXCLUSIVE) && share.mask != 0 {
                 self.wake_one(share.mask);
             }
-            if share.exclusive && share.any {
+            if share.is(EXCLUSIVE) && share.is(ANYTHING) {
                 self.wake_one(0);
             }
         }
@@ -1047,17 +1102,26 @@ impl WaitQueue {
         let queue = unsafe { &*queue };
         let locked = queue.lock();
         debug_assert_eq!(locked, Ok(()), "closed with somebody in it");
-        let waker = queue.list.with_mut(|list| {
+        let (waker, marked) = queue.list.with_mut(|list| {
             // SAFETY: the lock is held.
             let list = unsafe { &mut *list };
+            // SAFETY: the lock is held.
+            let marked = unsafe { waiter.share() }.is(MARKED);
             // SAFETY: the lock is held, and it is in the list.
-            unsafe { list.unlink(waiter) }
+            (unsafe { list.unlink(waiter) }, marked)
         });
         // Ordering: Relaxed. Its owner's.
         waiter.state.store(IDLE, Ordering::Relaxed);
         queue.serve_and_unlock();
-        drop(waker);
-        Left::Unwoken
+        if !marked {
+            drop(waker);
+            return Left::Unwoken;
+        }
+        // Whose wake has come is called, whoever takes it out.
+        if let Some(waker) = waker {
+            contain(|| waker.wake());
+        }
+        Left::Woken
     }
 }
 

@@ -219,7 +219,7 @@ impl Wake for Count {
 
 #[test]
 fn a_waiter_is_woken_once_and_by_enough() {
-    let context = Context::boxed(4).unwrap();
+    let context = Box::pin(Context::boxed(4).unwrap());
     let count = Arc::new(Count::default());
     let waker = Waker::from(Arc::clone(&count));
     let mut task = Task::from_waker(&waker);
@@ -229,7 +229,7 @@ fn a_waiter_is_woken_once_and_by_enough() {
         request.claim().complete(0, 0);
     };
 
-    let mut wait = pin!(context.wait(2).unwrap());
+    let mut wait = pin!(context.as_ref().wait(2).unwrap());
     assert_eq!(wait.as_mut().poll(&mut task), Poll::Pending);
     complete(0);
     assert_eq!((woken(), wait.as_mut().poll(&mut task)), (0, Poll::Pending));
@@ -239,24 +239,24 @@ fn a_waiter_is_woken_once_and_by_enough() {
     assert_eq!(woken(), 1);
     assert_eq!(wait.as_mut().poll(&mut task), Poll::Ready(Ok(())));
 
-    let mut late = pin!(context.wait(4).unwrap());
+    let mut late = pin!(context.as_ref().wait(4).unwrap());
     assert_eq!(late.as_mut().poll(&mut task), Poll::Pending);
     assert_eq!(late.as_mut().expire(), Expired::TimedOut);
     complete(3);
     assert_eq!(woken(), 1);
     assert_eq!(late.as_mut().poll(&mut task), Poll::Ready(Ok(())));
 
-    assert_eq!(context.wait(5).unwrap_err(), Errno::EINVAL);
+    assert_eq!(context.as_ref().wait(5).unwrap_err(), Errno::EINVAL);
 }
 
 #[test]
 fn destroying_cancels_refuses_and_lets_reap() {
-    let context = Context::boxed(4).unwrap();
+    let context = Box::pin(Context::boxed(4).unwrap());
     let mut task = Task::from_waker(Waker::noop());
     let armed = context.reserve_one().unwrap().fill(iocb(1), "armed").arm();
     let queued = context.reserve_one().unwrap().fill(iocb(2), "run").arm();
     let running = context.start(queued).unwrap();
-    let mut wait = pin!(Some(context.wait(3).unwrap()));
+    let mut wait = pin!(Some(context.as_ref().wait(3).unwrap()));
     let mut poll = wait.as_mut().as_pin_mut().unwrap();
     assert_eq!(poll.as_mut().poll(&mut task), Poll::Pending);
 
@@ -266,7 +266,7 @@ fn destroying_cancels_refuses_and_lets_reap() {
     assert_eq!(asked, [queued]);
     assert_eq!(context.cancel(armed), Err(Errno::EALREADY));
     assert_eq!(context.reserve(1).unwrap_err(), Errno::EINVAL);
-    assert_eq!(context.wait(0).unwrap_err(), Errno::EINVAL);
+    assert_eq!(context.as_ref().wait(0).unwrap_err(), Errno::EINVAL);
     assert_eq!(
         poll.as_mut().poll(&mut task),
         Poll::Ready(Err(Errno::EINVAL))
@@ -311,11 +311,11 @@ fn a_panicking_waker_loses_nobody() {
             panic!("as planned")
         }
     }
-    let context = Context::boxed(2).unwrap();
+    let context = Box::pin(Context::boxed(2).unwrap());
     let count = Arc::new(Count::default());
     let (bad, good) = (Waker::from(Arc::new(Bad)), Waker::from(Arc::clone(&count)));
-    let mut first = Box::pin(context.wait(1).unwrap());
-    let mut second = Box::pin(context.wait(1).unwrap());
+    let mut first = Box::pin(context.as_ref().wait(1).unwrap());
+    let mut second = Box::pin(context.as_ref().wait(1).unwrap());
     assert!(
         first
             .as_mut()
@@ -409,13 +409,13 @@ mod abi {
 
     #[test]
     fn what_a_foreign_reaper_took_is_not_waited_for() {
-        let context = context(3);
+        let context = Box::pin(context(3));
         let payload = Arc::new(());
         complete(&context, 1, &payload).unwrap();
         let header = context.header().unwrap();
         header.head().store(1, Ordering::Release);
         let mut task = Task::from_waker(Waker::noop());
-        let mut wait = pin!(context.wait(1).unwrap());
+        let mut wait = pin!(context.as_ref().wait(1).unwrap());
         assert_eq!(wait.as_mut().poll(&mut task), Poll::Pending);
         complete(&context, 2, &payload).unwrap();
         assert_eq!(wait.as_mut().poll(&mut task), Poll::Ready(Ok(())));

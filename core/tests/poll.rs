@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU16, AtomicUsize, Ordering},
     },
+    task::{Wake, Waker},
 };
 
 use uaio_core::{
@@ -20,7 +21,7 @@ use uaio_core::{
     },
     ring::{self, Event},
     slots::{self, Iocb, Slot},
-    wait::WaitQueue,
+    wait::{Enqueued, Left, WaitQueue, Waiter},
 };
 
 /// Two queues, of which the first `heads` tell of changes; above two, the last one
@@ -349,4 +350,48 @@ fn a_payload_that_cannot_be_tried_says_so() {
     let accepted = context.as_ref().attempt(request, IN);
     accepted.expect("accepted");
     assert_eq!(results(&context), [Errno::EOPNOTSUPP.as_result()]);
+}
+
+/// Of the first of many who are woken, the waker takes the event, and waits for the
+/// next.
+#[test]
+fn a_wake_is_not_for_who_comes_after_it() {
+    for before in [1, 7, 8, 9, 100] {
+        let (context, device) = (Arc::new(context(1)), Device::new(1));
+        let queue = &device.queues[0];
+        let next = Arc::new(Next {
+            context: Arc::clone(&context),
+            device: Arc::clone(&device),
+        });
+        let waker = Waker::from(Arc::clone(&next));
+        let waiters: Vec<_> = (0..before).map(|_| Box::pin(Waiter::new())).collect();
+        let fired = |mask: u16| mask & IN != 0;
+        for waiter in &waiters {
+            // SAFETY: used with this queue only, and left below.
+            let enqueued = unsafe { queue.enqueue(waiter.as_ref(), &waker, &fired) };
+            assert_eq!(enqueued, Ok(Enqueued::Waiting));
+        }
+        device.fire(IN);
+        assert_eq!(results(&context), [], "{before} before");
+        device.fire(IN);
+        assert_eq!(results(&context), [i64::from(IN)], "{before} before");
+        for waiter in &waiters {
+            // SAFETY: as above.
+            let left = unsafe { queue.leave(waiter.as_ref()) };
+            assert_eq!(left, Left::Woken);
+        }
+    }
+}
+
+struct Next {
+    context: Arc<Pin<Box<Polls>>>,
+    device: Arc<Device>,
+}
+
+impl Wake for Next {
+    fn wake(self: Arc<Self>) {
+        if self.device.mask.swap(0, Ordering::Relaxed) != 0 {
+            poll(&self.context, &self.device, IN).expect("room");
+        }
+    }
 }

@@ -311,7 +311,7 @@ impl Context {
     /// the context is destroyed.
     fn wait(&self, n: usize, deadline: Option<Instant>) -> bool {
         let pool = self.pool();
-        let Ok(wait) = pool.core.wait(n) else {
+        let Ok(wait) = pool.core.as_ref().wait(n) else {
             return false;
         };
         let mut wait = pin!(wait);

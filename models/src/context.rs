@@ -1,7 +1,7 @@
 //! The context: all the protocols together.
 
 use std::{
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context as Task, Poll, Wake, Waker},
 };
@@ -124,7 +124,7 @@ impl<const N: usize> World<N> {
     }
 
     fn wait(&self, min_nr: usize) -> Result<(), Errno> {
-        block_on(self.context().wait(min_nr)?)
+        block_on(Pin::static_ref(self.context()).wait(min_nr)?)
     }
 
     /// Waits for `n`, and they are there.
@@ -452,7 +452,7 @@ fn two_completers_and_a_waiter(wanted: usize) -> Scenario<World<2>> {
         reaped: Arc::clone(&reaped),
     });
     let wait = Arc::new(Mutex::new(Box::pin(
-        context.wait(wanted).expect("as many fit"),
+        Pin::static_ref(context).wait(wanted).expect("as many fit"),
     )));
     let waiting = Arc::clone(&wait);
     scenario
@@ -525,7 +525,11 @@ fn a_time_limit_loses_no_event() {
                 .role("waiter", |w| {
                     let waker = Waker::from(Arc::new(Sleeper::new()));
                     let mut task = Task::from_waker(&waker);
-                    let mut wait = pin!(w.context().wait(1).expect("nobody destroys it"));
+                    let mut wait = pin!(
+                        Pin::static_ref(w.context())
+                            .wait(1)
+                            .expect("nobody destroys it")
+                    );
                     let certain = match wait.as_mut().poll(&mut task) {
                         Poll::Ready(result) => {
                             assert_eq!(result, Ok(()));
@@ -558,7 +562,7 @@ fn the_end_wakes_who_waits() {
         .bounded(3, "more than 100,000 executions unbounded")
         .check(|| {
             Scenario::of(World::<1>::new())
-                .role("waiter", |w| match w.context().wait(1) {
+                .role("waiter", |w| match Pin::static_ref(w.context()).wait(1) {
                     Ok(wait) => {
                         assert_eq!(block_on(wait), Err(Errno::EINVAL));
                         reached("woken");

@@ -718,6 +718,24 @@ fn who_polls_a_context_is_told_of_what_is_visible() {
 }
 
 #[test]
+fn who_has_reaped_all_drops_the_context() {
+    Model::of(&[Reclamation], &["reaped", "armed"]).check(|| {
+        let World {
+            context, device, ..
+        } = World::armed(&[0], IN);
+        Scenario::of((Mutex::new(Some(context)), device))
+            .role("waker", |(_, device)| device.fire(0, IN))
+            .role("owner", |(context, _)| {
+                let context = context.lock().unwrap().take().expect("one owner");
+                let n = context.reap(&mut [None]).expect("a Native ring");
+                reached(if n == 1 { "reaped" } else { "armed" });
+                // The waker may still be about to tell who waits.
+                drop(context);
+            })
+    });
+}
+
+#[test]
 fn a_context_that_is_dropped_waits_for_who_looks() {
     Model::of(&[Reclamation, NoLoss], &["dropped"]).check(|| {
         let World {

@@ -18,7 +18,7 @@ use uaio_core::{
 
 use crate::{
     Model, Scenario,
-    Theorem::{ExactlyOnce, NoLostWakeup, Order, Progress, Reclamation},
+    Theorem::{ExactlyOnce, NoLostWakeup, Order, Progress, Reclamation, Truth},
     block_on,
     harness::{Count, Handed, Memory, Sleeper, pause},
     reached,
@@ -378,6 +378,45 @@ fn closing_is_not_lost_behind_a_crowd() {
                 .finally(|c| {
                     c.settle_closed();
                     reached("closed");
+                })
+        });
+}
+
+/// A waker that tells that it was called.
+struct Telling(AtomicU32);
+
+impl Wake for Telling {
+    fn wake(self: Arc<Self>) {
+        self.0.store(1, Ordering::Release);
+    }
+}
+
+#[test]
+fn who_comes_after_a_wake_is_not_woken_by_it() {
+    Model::of(&[Truth, NoLostWakeup], &["before", "after"])
+        .bounded(3, "nine waiters")
+        .check(|| {
+            let told = Arc::new(Telling(AtomicU32::new(0)));
+            let waker = Waker::from(Arc::clone(&told));
+            let crowd = Linked::<CROWD>::new(Waiter::new, |_| waker.clone());
+            Scenario::of((crowd, Box::pin(Waiter::new())))
+                .role("waker", |(c, _)| c.queue().wake(IN))
+                .role("who comes", move |(c, late)| {
+                    let after = told.0.load(Ordering::Acquire) == 1;
+                    reached(if after { "after" } else { "before" });
+                    let late = late.as_ref();
+                    // SAFETY: used with this queue only, and left below.
+                    let enqueued = unsafe { c.queue().enqueue(late, Waker::noop(), &Fired) };
+                    assert_eq!(enqueued, Ok(Enqueued::Waiting));
+                    pause();
+                    // SAFETY: as above.
+                    let left = unsafe { c.queue().leave(late) };
+                    assert!(!after || left == Left::Unwoken, "woken by what was before");
+                })
+                .finally(|(c, _)| {
+                    for i in 0..CROWD {
+                        assert_eq!(c.leave(i), Left::Woken);
+                    }
                 })
         });
 }

@@ -81,7 +81,10 @@ impl<T> Track<T> {
 /// reported it.
 #[cfg(feature = "std")]
 pub(crate) fn contain(call: impl FnOnce()) {
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) {
+        // To drop it may panic again.
+        std::mem::forget(panic);
+    }
 }
 
 /// Calls the user's code, which must not unwind.

@@ -3,7 +3,7 @@
 //! status register.
 
 use std::{
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Wake, Waker},
 };
@@ -130,7 +130,7 @@ pub struct Write {
 /// executes.
 #[derive(Debug)]
 pub struct Disk {
-    requests: BoxedContext<Write>,
+    requests: Pin<Box<BoxedContext<Write>>>,
     blocks: Mutex<Vec<Block>>,
 }
 
@@ -142,7 +142,7 @@ impl Disk {
     /// EINVAL when `depth` is zero, or too much for a context.
     pub fn new(blocks: usize, depth: usize) -> Result<Self, Errno> {
         Ok(Self {
-            requests: BoxedContext::boxed(depth)?,
+            requests: Box::pin(BoxedContext::boxed(depth)?),
             blocks: Mutex::new(vec![[0; 8]; blocks]),
         })
     }
@@ -201,7 +201,7 @@ impl Disk {
     /// As [`uaio_core::Context::wait`].
     pub fn next(&self) -> Result<Completion<Write>, Errno> {
         loop {
-            block_on(self.requests.wait(1)?)?;
+            block_on(self.requests.as_ref().wait(1)?)?;
             let mut out = [None];
             self.requests.reap(&mut out)?;
             if let [Some(completion)] = out {
