@@ -153,7 +153,8 @@ impl Context {
     /// makes no sense (an offset above 2^63 - 1, more than 1,024 buffers, only
     /// a handle of one that was accepted before, or a [poll](Op::poll) for what will
     /// never be), or the context is destroyed. EOVERFLOW: a polled source has more
-    /// than two heads. ENOSPC, ENOMEM: epoll takes no more descriptors.
+    /// than two heads. EBADF: it is the path of a file, and not open. ENOSPC, ENOMEM,
+    /// ELOOP: epoll takes no more descriptors, or not this one.
     ///
     /// ```
     /// use uaio::{Context, Errno, Op};
@@ -298,6 +299,11 @@ impl Context {
         while got < nr {
             let wanted = (nr - got).min(CHUNK);
             let n = self.pool().core.reap(&mut chunk[..wanted])?;
+            let reaped = chunk.iter().flatten();
+            let driven = reaped.filter(|done| done.payload.is_driven()).count();
+            if driven > 0 {
+                self.pool().drive.over(driven);
+            }
             events.extend(chunk.iter_mut().flat_map(Option::take).map(completion));
             got += n;
             if n < wanted {
@@ -441,7 +447,8 @@ struct Submission<'c> {
     room: Option<Reservations<'c, ring::Boxed, Slots>>,
     batch: Batch<'c>,
     queued: bool,
-    armed: bool,
+    /// How many it has accepted that somebody has to drive for.
+    driven: usize,
 }
 
 impl<'c> Submission<'c> {
@@ -451,7 +458,7 @@ impl<'c> Submission<'c> {
             room: None,
             batch: pool.core.batch(),
             queued: false,
-            armed: false,
+            driven: 0,
         }
     }
 
@@ -473,8 +480,8 @@ impl<'c> Submission<'c> {
                 return Err(errno);
             }
         };
-        let waits = matches!(course, Course::Poll(_) | Course::Attempt(_));
         op.progress().handed_off = !matches!(course, Course::Done(_));
+        let driven = op.is_driven();
         let limit = op
             .timeout
             .and_then(|limit| Instant::now().checked_add(limit));
@@ -507,7 +514,7 @@ impl<'c> Submission<'c> {
         if let Some(at) = limit {
             self.pool.limit(at, handle);
         }
-        self.armed |= waits || limit.is_some();
+        self.driven += usize::from(driven);
         Ok(handle)
     }
 
@@ -529,7 +536,8 @@ impl Drop for Submission<'_> {
         if self.queued {
             self.pool.call();
         }
-        if self.armed {
+        if self.driven > 0 {
+            self.pool.drive.begun(self.driven);
             self.pool.attend();
         }
     }

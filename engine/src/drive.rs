@@ -53,6 +53,9 @@ struct State {
     /// Told apart by a count, where they are at the same time.
     limits: BTreeMap<(Instant, u64), Handle>,
     limits_set: u64,
+    /// How many requests need somebody to drive. Below zero for a moment if one is
+    /// taken out before it was counted.
+    driven: isize,
     /// How often somebody drove.
     turns: u64,
     driver: Driver,
@@ -84,6 +87,7 @@ impl Drive {
                 called: false,
                 limits: BTreeMap::new(),
                 limits_set: 0,
+                driven: 0,
                 turns: 0,
                 driver: Driver::Absent,
                 closed: false,
@@ -124,15 +128,21 @@ impl Drive {
         }
     }
 
-    fn is_needed(&self, state: &State) -> bool {
-        !state.limits.is_empty() || self.epoll.is_watching()
+    /// So many more requests need somebody to drive.
+    pub(crate) fn begun(&self, driven: usize) {
+        lock(&self.state).driven += driven.cast_signed();
+    }
+
+    /// So many were taken out.
+    pub(crate) fn over(&self, driven: usize) {
+        lock(&self.state).driven -= driven.cast_signed();
     }
 
     /// Whether the caller has to start the driver, which [runs](Self::run); one that is
     /// there is called if need be.
     pub(crate) fn wants_driver(&self) -> bool {
         let mut state = lock(&self.state);
-        if state.closed || state.leader.is_some() || !self.is_needed(&state) {
+        if state.closed || state.leader.is_some() || state.driven <= 0 {
             return false;
         }
         match mem::replace(&mut state.driver, Driver::Watching) {
@@ -152,7 +162,7 @@ impl Drive {
     pub(crate) fn run(&self, expire: &mut dyn FnMut(Handle)) {
         let mut state = lock(&self.state);
         while !state.closed {
-            let idle = state.leader.is_some() || !self.is_needed(&state);
+            let idle = state.leader.is_some() || state.driven <= 0;
             let turns = state.turns;
             let (driver, time) = match idle {
                 true => (Driver::Waiting, PATIENCE),
@@ -166,7 +176,7 @@ impl Drive {
                 continue;
             }
             if idle {
-                if state.leader.is_some() || !self.is_needed(&state) {
+                if state.leader.is_some() || state.driven <= 0 {
                     break;
                 }
                 continue;
@@ -176,9 +186,9 @@ impl Drive {
             }
             state.leader = Some(thread::current().id());
             state.driver = Driver::Driving;
-            while !state.closed && state.followers.is_empty() && self.is_needed(&state) {
+            while !state.closed && state.followers.is_empty() && state.driven > 0 {
                 drop(state);
-                self.turn(None, expire);
+                self.turn(Instant::now().checked_add(PATIENCE), expire);
                 state = lock(&self.state);
             }
             pass_on(&mut state);
@@ -200,7 +210,7 @@ impl Drive {
     pub(crate) fn look(self: &Arc<Self>, expire: &mut dyn FnMut(Handle)) -> bool {
         {
             let mut state = lock(&self.state);
-            if state.leader.is_some() || !self.is_needed(&state) {
+            if state.leader.is_some() || state.driven <= 0 {
                 return false;
             }
             state.leader = Some(thread::current().id());
@@ -254,10 +264,11 @@ impl Drive {
             true => until.map(|until| until.saturating_duration_since(now).min(LONGEST)),
             false => Some(Duration::ZERO),
         };
-        self.epoll.wait(time.map(timespec).as_ref());
-        let mut state = lock(&self.state);
-        state.sleeps = None;
-        state.turns += 1;
+        self.epoll.wait(time.map(timespec).as_ref(), || {
+            let mut state = lock(&self.state);
+            state.sleeps = None;
+            state.turns += 1;
+        });
     }
 }
 

@@ -8,16 +8,25 @@
 //!
 //! # A descriptor is a number
 //!
-//! Epoll tells apart what is open, not the number. If it takes a number that it has
-//! already, then what had that number was closed, against the contract of raw
+//! Epoll tells apart what is open, not the number. A number is deregistered when the
+//! last [`File`](crate::File) that has it is about to close it. If epoll takes one
+//! that it has already, then what had it was closed against the contract of raw
 //! submission: its watch is stale, and its queue is closed, which ends the requests
-//! that wait there. A stale watch deregisters nothing when it is dropped.
+//! that wait there. Giving back a stale watch deregisters nothing.
+//!
+//! # Many who wait for one
+//!
+//! A report makes all try whom it may concern, though the first may take all there is.
+//! Once one finds nothing left, the others of the same report are spared the system
+//! call: what comes after that is another report.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fmt,
     mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    ptr,
     sync::{Arc, Mutex, Weak},
 };
 
@@ -31,7 +40,7 @@ use rustix::{
 };
 use uaio_core::{Errno, wait::WaitQueue};
 
-use crate::sys::{self, lock};
+use crate::sys::{self, EVENTS, lock};
 
 /// How many reports are taken at once.
 const BATCH: usize = 64;
@@ -48,9 +57,21 @@ pub(crate) struct Epoll {
 
 #[derive(Debug, Default)]
 struct Watched {
-    by_number: HashMap<RawFd, (u32, Weak<Watch>)>,
+    by_number: HashMap<RawFd, Registered>,
     /// Tells a watch from an earlier one of the same number.
     serial: u32,
+}
+
+#[derive(Debug)]
+struct Registered {
+    watch: Arc<Watch>,
+    /// Who has to give it back.
+    holders: usize,
+}
+
+thread_local! {
+    /// Whose report the thread carries out, and for which events nothing is left there.
+    static REPORT: Cell<(*const Watch, u16)> = const { Cell::new((ptr::null(), 0)) };
 }
 
 /// A registered descriptor.
@@ -88,7 +109,8 @@ impl Epoll {
         }))
     }
 
-    /// The watch of a descriptor. `None`: it has no readiness, it is always ready.
+    /// The watch of a descriptor, to be [given back](Watch::release). `None`: it has no
+    /// readiness, it is always ready.
     ///
     /// # Errors
     ///
@@ -100,20 +122,18 @@ impl Epoll {
         let serial = watched.serial;
         // A number is never negative.
         let data = |serial| EventData::new_u64(u64::from(serial) << 32 | number as u64);
-        let flags =
-            EventFlags::IN | EventFlags::OUT | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
+        let flags = EventFlags::from_bits_retain(EVENTS.into()) | EventFlags::ET;
         match epoll::add(&self.fd, fd, data(serial), flags) {
             Ok(()) => {}
             Err(Number::PERM) => return Ok(None),
             Err(Number::EXIST) => {
-                let known = watched.by_number.get(&number);
-                let known = known.and_then(|(_, watch)| watch.upgrade());
-                // One that is being dropped right now will find that it is not its own.
-                // The other may be of what had the number in between.
-                let serial = known.as_ref().map_or(serial, |watch| watch.serial);
+                // What is known may be of what had the number in between.
+                let known = watched.by_number.get_mut(&number);
+                let serial = known.as_ref().map_or(serial, |known| known.watch.serial);
                 epoll::modify(&self.fd, fd, data(serial), flags).map_err(sys::errno)?;
-                if known.is_some() {
-                    return Ok(known);
+                if let Some(known) = known {
+                    known.holders += 1;
+                    return Ok(Some(Arc::clone(&known.watch)));
                 }
             }
             Err(error) => return Err(sys::errno(error)),
@@ -124,18 +144,16 @@ impl Epoll {
             epoll: Arc::downgrade(self),
             head: WaitQueue::new(),
         });
-        let entry = (serial, Arc::downgrade(&watch));
-        let stale = watched.by_number.insert(number, entry);
+        let registered = Registered {
+            watch: Arc::clone(&watch),
+            holders: 1,
+        };
+        let stale = watched.by_number.insert(number, registered);
         drop(watched);
-        if let Some(stale) = stale.and_then(|(_, watch)| watch.upgrade()) {
-            stale.head.close();
+        if let Some(stale) = stale {
+            stale.watch.head.close();
         }
         Ok(Some(watch))
-    }
-
-    /// Whether there is anything to watch.
-    pub(crate) fn is_watching(&self) -> bool {
-        !lock(&self.watched).by_number.is_empty()
     }
 
     /// Ends a [`wait`](Self::wait), this one or the next.
@@ -145,10 +163,12 @@ impl Epoll {
     }
 
     /// Waits for reports until `timeout`, or a signal, or the [bell](Self::ring); and
-    /// wakes those who wait for what is reported.
-    pub(crate) fn wait(&self, timeout: Option<&Timespec>) {
+    /// wakes those who wait for what is reported. In between it is `awake`.
+    pub(crate) fn wait(&self, timeout: Option<&Timespec>, awake: impl FnOnce()) {
         let mut buffer = [const { MaybeUninit::uninit() }; BATCH];
-        let Ok((reports, _)) = epoll::wait(&self.fd, &mut buffer, timeout) else {
+        let reports = epoll::wait(&self.fd, &mut buffer, timeout);
+        awake();
+        let Ok((reports, _)) = reports else {
             return;
         };
         let mut woken = [const { None }; BATCH];
@@ -159,17 +179,19 @@ impl Epoll {
                 let (number, serial) = (data as u32 as RawFd, (data >> 32) as u32);
                 // The bell's is no number that is watched.
                 *woken = (watched.by_number.get(&number))
-                    .filter(|(current, _)| *current == serial)
-                    .and_then(|(_, watch)| watch.upgrade());
+                    .filter(|known| known.watch.serial == serial)
+                    .map(|known| Arc::clone(&known.watch));
             }
         }
         for (report, watch) in reports.iter().zip(&woken) {
             let flags = report.flags;
             if let Some(watch) = watch {
+                REPORT.set((Arc::as_ptr(watch), 0));
                 // The numbers are those of `poll`; what is above 16 bits is input.
                 watch.head.wake(flags.bits() as u16);
             }
         }
+        REPORT.set((ptr::null(), 0));
     }
 }
 
@@ -181,22 +203,37 @@ impl Watch {
     pub(crate) fn is_of_none(&self) -> bool {
         self.epoll.strong_count() == 0
     }
-}
 
-impl Drop for Watch {
-    fn drop(&mut self) {
+    /// For who tries: whether another one has found nothing left for `event` since the
+    /// report that this thread carries out.
+    pub(crate) fn is_exhausted(&self, event: u16) -> bool {
+        let (watch, exhausted) = REPORT.get();
+        ptr::eq(watch, self) && exhausted & event != 0
+    }
+
+    /// Nothing is left for `event`.
+    pub(crate) fn exhausted(&self, event: u16) {
+        let (watch, exhausted) = REPORT.get();
+        if ptr::eq(watch, self) {
+            REPORT.set((watch, exhausted | event));
+        }
+    }
+
+    /// One who has got it from [`Epoll::watch`] needs it no longer. `fd` is still open.
+    pub(crate) fn release(&self, fd: BorrowedFd<'_>) {
         let Some(epoll) = self.epoll.upgrade() else {
             return;
         };
         let mut watched = lock(&epoll.watched);
-        let own = |(serial, _): &(u32, Weak<Self>)| *serial == self.serial;
-        if watched.by_number.get(&self.number).is_some_and(own) {
-            watched.by_number.remove(&self.number);
-            // SAFETY: not -1; it is open, or was closed against the contract of raw
-            // submission, and then this fails.
-            let fd = unsafe { BorrowedFd::borrow_raw(self.number) };
+        let own = |known: &&mut Registered| known.watch.serial == self.serial;
+        let Some(known) = watched.by_number.get_mut(&self.number).filter(own) else {
+            return;
+        };
+        known.holders -= 1;
+        if known.holders == 0 {
+            let _gone = watched.by_number.remove(&self.number);
+            // It was closed, against the contract of raw submission, if this fails.
             let _ = epoll::delete(&epoll.fd, fd);
         }
-        drop(watched);
     }
 }

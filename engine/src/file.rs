@@ -4,9 +4,10 @@ use std::{
     error::Error,
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
+use libc::iovec;
 use rustix::fs::{FileType, OFlags};
 use uaio_core::Errno;
 
@@ -40,12 +41,27 @@ pub struct File(Arc<Open>);
 
 #[derive(Debug)]
 struct Open {
-    /// One for each context that has waited for it. Dropped before the descriptor.
+    /// For each context that has waited for it. Given back before it is closed.
     watches: Mutex<Vec<Arc<Watch>>>,
     fd: Descriptor,
-    /// A terminal's other opening, by which it is tried.
-    other: Option<OwnedFd>,
+    /// Another opening, by which it is tried where the descriptor itself cannot be.
+    /// Empty if there is none to be had.
+    other: OnceLock<Option<OwnedFd>>,
+    /// Held by who asks whether it is ready, and takes what there is.
+    turn: Mutex<()>,
     access: Access,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let watches = self
+            .watches
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        for watch in watches.drain(..) {
+            watch.release(self.fd.as_fd());
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -74,28 +90,57 @@ impl File {
         Access::of(fd).map(|access| Self::open(Descriptor::Raw(fd), access))
     }
 
-    fn open(fd: Descriptor, mut access: Access) -> Self {
-        let other = match access.way {
-            Way::Stream(Trial::Nowait) => sys::reopen_terminal(fd.as_fd(), access.flags),
-            _ => None,
-        };
-        if other.is_some() {
-            access.way = Way::Stream(Trial::Plain);
-        }
+    fn open(fd: Descriptor, access: Access) -> Self {
         Self(Arc::new(Open {
             watches: Mutex::default(),
             fd,
-            other,
+            other: OnceLock::new(),
+            turn: Mutex::default(),
             access,
         }))
     }
 
-    /// What a stream is tried by.
-    pub(crate) fn trial(&self) -> BorrowedFd<'_> {
-        match &self.0.other {
-            Some(other) => other.as_fd(),
-            None => self.as_fd(),
+    /// Reads from or writes to a stream as much as can be without blocking; EAGAIN if
+    /// that is nothing.
+    ///
+    /// # Safety
+    ///
+    /// As of [`sys::transfer`].
+    pub(crate) unsafe fn attempt(
+        &self,
+        direction: Direction,
+        vectors: &[iovec],
+        trial: Trial,
+    ) -> Result<usize, Errno> {
+        let plain = |fd: BorrowedFd<'_>, nowait| {
+            // SAFETY: the same promise.
+            unsafe { sys::transfer(fd, direction, vectors, None, nowait) }
+        };
+        // That never blocks. But a socket's write of nothing may be a message.
+        let nothing = vectors.iter().all(|v| v.iov_len == 0);
+        match trial {
+            Trial::Socket if direction == Direction::Write || !nothing => {
+                // SAFETY: the same promise.
+                return unsafe { sys::message(self.as_fd(), direction, vectors) };
+            }
+            Trial::Nowait if !nothing => {}
+            _ => return plain(self.as_fd(), false),
         }
+        if let Some(Some(other)) = self.0.other.get() {
+            return plain(other.as_fd(), false);
+        }
+        match plain(self.as_fd(), true) {
+            // The kernel cannot; the last is a policy's answer.
+            Err(errno) if matches!(errno.raw(), libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) => {}
+            tried => return tried,
+        }
+        let reopen = || sys::reopen(self.as_fd(), self.0.access.flags);
+        if let Some(other) = self.0.other.get_or_init(reopen) {
+            return plain(other.as_fd(), false);
+        }
+        let _turn = lock(&self.0.turn);
+        // SAFETY: the same promise.
+        unsafe { sys::when_ready(self.as_fd(), direction, vectors) }
     }
 
     /// Its watch in a context's epoll. `None`: it is always ready.
@@ -104,17 +149,20 @@ impl File {
     ///
     /// As [`Epoll::watch`].
     pub(crate) fn watch(&self, epoll: &Arc<Epoll>) -> Result<Option<Arc<Watch>>, Errno> {
-        let mut watches = lock(&self.0.watches);
-        if let Some(watch) = watches.iter().find(|watch| watch.is_of(epoll)) {
-            return Ok(Some(Arc::clone(watch)));
-        }
-        if self.0.access.always_ready.get().is_some() {
-            return Ok(None);
+        let known = |watches: &[Arc<Watch>]| {
+            let watch = watches.iter().find(|watch| watch.is_of(epoll));
+            watch.map(Arc::clone)
+        };
+        let watch = known(&lock(&self.0.watches));
+        if watch.is_some() || self.0.access.always_ready.get().is_some() {
+            return Ok(watch);
         }
         let watch = epoll.watch(self.as_fd())?;
         match &watch {
             Some(watch) => {
+                let mut watches = lock(&self.0.watches);
                 watches.retain(|watch| !watch.is_of_none());
+                // Perhaps twice: each is given back once.
                 watches.push(Arc::clone(watch));
             }
             None => _ = self.0.access.always_ready.set(()),

@@ -14,7 +14,7 @@ use uaio_core::{
 use crate::{
     epoll::{Epoll, Watch},
     file::{File, Way},
-    sys::{self, Direction, IOV_MAX, Trial},
+    sys::{self, Direction, EVENTS, IOV_MAX, Trial},
 };
 
 /// A request: to be submitted, and given back with its completion.
@@ -262,7 +262,7 @@ impl Op {
     }
 
     /// Completes when the file is ready for any of `events`, or has an error or hung
-    /// up, with those of [`event`] that it is ready for.
+    /// up, with those of [`event`] that it is ready for. Other numbers are EINVAL.
     ///
     /// Once: what it is ready for later is another request's. What has no readiness, as
     /// regular files, is always ready to be read and written; of that, a request for
@@ -453,7 +453,9 @@ impl Op {
     /// EINVAL when the request makes no sense.
     pub(crate) fn check(&self) -> Result<(), Errno> {
         let sensible = match &self.work {
-            Work::Nop | Work::Sync { .. } | Work::Poll { .. } => true,
+            Work::Nop | Work::Sync { .. } => true,
+            // What there is no such event for will never be.
+            Work::Poll { events, .. } => events & !EVENTS == 0,
             Work::Transfer(Transfer { offset, memory, .. }) => {
                 let few = !matches!(memory, Memory::Many(bufs) if bufs.len() > IOV_MAX);
                 few && offset.is_none_or(|offset| i64::try_from(offset).is_ok())
@@ -463,6 +465,11 @@ impl Op {
             Work::Panic => true,
         };
         if sensible { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    /// Whether somebody has to drive for it, until it is taken out.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.progress.handed_off && (self.watch.is_some() || self.timeout.is_some())
     }
 
     /// Takes the request out of the caller's hands.
@@ -584,7 +591,7 @@ impl Transfer {
     fn attempt_stream(&mut self, trial: Trial) -> Result<usize, Errno> {
         let all = self.memory.rest(0);
         // SAFETY: as in `go_on`.
-        unsafe { sys::attempt(self.file.trial(), self.direction, &all, trial) }
+        unsafe { self.file.attempt(self.direction, &all, trial) }
     }
 
     /// Goes on without blocking as long as that brings anything.
@@ -658,10 +665,21 @@ unsafe impl Source for Op {
                 source: Polled::File(file),
                 events,
             } => ready_for(file, *events).map_or(Err(Errno::EAGAIN), |ready| Ok(ready.into())),
-            Work::Transfer(transfer) => match transfer.file.access().way(transfer.direction) {
-                Way::Stream(trial) => transfer.attempt_stream(trial),
-                _ => Err(Errno::EINVAL),
-            },
+            Work::Transfer(transfer) => {
+                let event = transfer.direction.event();
+                let watch = self.watch.as_ref();
+                if watch.is_some_and(|watch| watch.is_exhausted(event)) {
+                    return None;
+                }
+                let result = match transfer.file.access().way(transfer.direction) {
+                    Way::Stream(trial) => transfer.attempt_stream(trial),
+                    _ => Err(Errno::EINVAL),
+                };
+                if let (Some(watch), Err(Errno::EAGAIN)) = (watch, result) {
+                    watch.exhausted(event);
+                }
+                result
+            }
             _ => Err(Errno::EINVAL),
         };
         match result {

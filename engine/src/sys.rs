@@ -9,7 +9,7 @@ use std::{
 use libc::{c_int, c_long, iovec};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    fs::{Mode, OFlags},
+    fs::{FileType, Mode, OFlags},
 };
 use uaio_core::{Errno, poll::event};
 
@@ -42,20 +42,29 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// All that can be waited for.
+pub(crate) const EVENTS: u16 = event::IN
+    | event::PRI
+    | event::OUT
+    | event::ERR
+    | event::HUP
+    | event::RDNORM
+    | event::RDBAND
+    | event::WRNORM
+    | event::WRBAND
+    | event::RDHUP;
+
 /// What of all [`event`]s a descriptor is ready for.
 pub(crate) fn ready(fd: BorrowedFd<'_>) -> u16 {
-    const ALL: u16 = event::IN | event::PRI | event::OUT | event::RDHUP;
     const NOW: Timespec = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     let mut polled = [PollFd::from_borrowed_fd(
         fd,
-        PollFlags::from_bits_retain(ALL),
+        PollFlags::from_bits_retain(EVENTS),
     )];
-    // Interrupted it cannot be, as it does not wait; without memory it is not ready
-    // yet, but epoll tells.
-    let _ = rustix::event::poll(&mut polled, Some(&NOW));
+    while rustix::event::poll(&mut polled, Some(&NOW)) == Err(rustix::io::Errno::INTR) {}
     let revents = polled[0].revents();
     if revents.contains(PollFlags::NVAL) {
         return event::ERR;
@@ -73,10 +82,6 @@ pub(crate) enum Trial {
     /// By the flag of `preadv2`.
     Nowait,
 }
-
-/// The most that is written to a stream that can only be asked whether it is ready:
-/// POSIX's least PIPE_BUF.
-const READY_FOR: usize = 512;
 
 fn last_errno() -> Errno {
     let number = io::Error::last_os_error().raw_os_error();
@@ -136,55 +141,12 @@ fn retry(mut call: impl FnMut() -> c_long) -> Result<usize, Errno> {
     }
 }
 
-/// Reads from or writes to a stream as much as can be without blocking; EAGAIN if that
-/// is nothing.
-///
-/// Where the kernel has no way to say so of a stream (a timer, or an eventfd that is
-/// written to, each set to block), it is asked whether it is ready, and blocks if
-/// somebody else is faster then.
+/// A socket's own call, which does not block whatever its flags are.
 ///
 /// # Safety
 ///
 /// As of [`transfer`].
-pub(crate) unsafe fn attempt(
-    fd: BorrowedFd<'_>,
-    direction: Direction,
-    vectors: &[iovec],
-    trial: Trial,
-) -> Result<usize, Errno> {
-    // It never blocks. A socket's write of nothing is something, its read is not.
-    let nothing = vectors.iter().all(|v| v.iov_len == 0);
-    let datagram = trial == Trial::Socket && direction == Direction::Write;
-    match trial {
-        _ if nothing && !datagram => {
-            // SAFETY: the same promise.
-            unsafe { transfer(fd, direction, vectors, None, false) }
-        }
-        // SAFETY: the same promise.
-        Trial::Plain => unsafe { transfer(fd, direction, vectors, None, false) },
-        // SAFETY: the same promise.
-        Trial::Socket => unsafe { message(fd, direction, vectors) },
-        Trial::Nowait => {
-            // SAFETY: the same promise.
-            let tried = unsafe { transfer(fd, direction, vectors, None, true) };
-            match tried {
-                // EPERM is a policy's answer.
-                Err(errno)
-                    if matches!(errno.raw(), libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) =>
-                {
-                    // SAFETY: the same promise.
-                    unsafe { when_ready(fd, direction, vectors) }
-                }
-                tried => tried,
-            }
-        }
-    }
-}
-
-/// # Safety
-///
-/// As of [`transfer`].
-unsafe fn message(
+pub(crate) unsafe fn message(
     fd: BorrowedFd<'_>,
     direction: Direction,
     vectors: &[iovec],
@@ -208,10 +170,13 @@ unsafe fn message(
     })
 }
 
+/// Of a stream that cannot be tried: asks whether it is ready, and then does what ought
+/// not to block; EAGAIN if it is not. It blocks if somebody else is faster.
+///
 /// # Safety
 ///
 /// As of [`transfer`].
-unsafe fn when_ready(
+pub(crate) unsafe fn when_ready(
     fd: BorrowedFd<'_>,
     direction: Direction,
     vectors: &[iovec],
@@ -219,31 +184,49 @@ unsafe fn when_ready(
     if ready(fd) & (direction.event() | event::ERR | event::HUP) == 0 {
         return Err(Errno::EAGAIN);
     }
-    if let (Direction::Write, [number]) = (direction, vectors)
-        && number.iov_len == mem::size_of::<u64>()
+    // Without a call of its own for several, the kernel reads one after the other.
+    let first = vectors.iter().position(|v| v.iov_len > 0).unwrap_or(0);
+    let Some(first) = vectors.get(first) else {
+        // SAFETY: the same promise.
+        return unsafe { transfer(fd, direction, vectors, None, false) };
+    };
+    let mut one = [*first];
+    if direction == Direction::Read {
+        // SAFETY: the same promise.
+        return unsafe { transfer(fd, direction, &one, None, false) };
+    }
+    if first.iov_len == mem::size_of::<u64>()
         && let Some(count) = eventfd_count(fd)
     {
         // SAFETY: as long as that, and the caller's promise.
-        let more = unsafe { number.iov_base.cast::<u64>().read_unaligned() };
+        let more = unsafe { first.iov_base.cast::<u64>().read_unaligned() };
         // Ready means that one fits.
         if more != u64::MAX && u64::MAX - count <= more {
             return Err(Errno::EAGAIN);
         }
     }
-    let mut room = READY_FOR;
-    let few: Vec<_> = (vectors.iter())
-        .map(|v| {
-            let iov_len = v.iov_len.min(room);
-            room -= iov_len;
-            iovec { iov_len, ..*v }
-        })
-        .collect();
-    let vectors = match direction {
-        Direction::Read => vectors,
-        Direction::Write => &few,
+    // A message goes out whole.
+    let Some(room) = ready_for(fd) else {
+        // SAFETY: the same promise.
+        return unsafe { transfer(fd, direction, vectors, None, false) };
     };
+    one[0].iov_len = first.iov_len.min(room);
     // SAFETY: the same promise; no more than there is.
-    unsafe { transfer(fd, direction, vectors, None, false) }
+    unsafe { transfer(fd, direction, &one, None, false) }
+}
+
+/// How many bytes a stream of bytes takes when it is ready to be written; `None` if it
+/// is none, or is not known.
+fn ready_for(fd: BorrowedFd<'_>) -> Option<usize> {
+    if is_fifo(fd) {
+        return Some(libc::PIPE_BUF);
+    }
+    // Below which the kernel says that it is ready; a byte can become two.
+    rustix::termios::isatty(fd).then_some(128)
+}
+
+fn is_fifo(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo())
 }
 
 /// The counter of an eventfd; of nothing else.
@@ -255,19 +238,20 @@ fn eventfd_count(fd: BorrowedFd<'_>) -> Option<u64> {
     u64::from_str_radix(count.trim(), 16).ok()
 }
 
-/// A terminal's other opening, set not to block: the flag is that of the opening, which
-/// others have, too. Not of a pseudo-terminal's master side, of which each opening is
-/// another terminal.
-pub(crate) fn reopen_terminal(fd: BorrowedFd<'_>, flags: OFlags) -> Option<OwnedFd> {
+/// Another opening of a pipe or a terminal, set not to block: that flag is of the
+/// opening, which others may have, too. Not of a pseudo-terminal's master side, of which
+/// each opening is another terminal.
+pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Option<OwnedFd> {
     let stat = rustix::fs::fstat(fd).ok()?;
     let master = stat.st_rdev == rustix::fs::makedev(5, 2);
-    if master || !rustix::termios::isatty(fd) {
+    if !is_fifo(fd) && (master || !rustix::termios::isatty(fd)) {
         return None;
     }
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = flags & OFlags::ACCMODE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let other = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-    let same = rustix::fs::fstat(&other).is_ok_and(|other| other.st_rdev == stat.st_rdev);
+    let is = rustix::fs::fstat(&other).ok()?;
+    let same = (is.st_rdev, is.st_ino, is.st_dev) == (stat.st_rdev, stat.st_ino, stat.st_dev);
     same.then_some(other)
 }
 

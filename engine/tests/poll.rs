@@ -1117,17 +1117,18 @@ fn the_nearest_of_many_limits_ends_first() {
     let context = context();
     let (reader, _writer) = pipe();
     let reader = file(reader);
-    let mut ops: Vec<_> = (0..50)
+    let mut ops: Vec<_> = (0..8)
         .map(|n| {
-            let limit = Duration::from_millis(50 - n);
+            // Far enough apart for a submitter that is held up.
+            let limit = Duration::from_millis(50 * (8 - n));
             Op::poll(&reader, event::IN).data(n).with_timeout(limit)
         })
         .collect();
-    assert_eq!(context.submit(&mut ops), Ok(50));
-    let done = collect(&context, 50);
+    assert_eq!(context.submit(&mut ops), Ok(8));
+    let done = collect(&context, 8);
     assert!(done.iter().all(|done| done.result == Err(Errno::ETIME)));
     let order: Vec<_> = done.iter().map(|done| done.data).collect();
-    assert_eq!(order, (0..50).rev().collect::<Vec<_>>());
+    assert_eq!(order, (0..8).rev().collect::<Vec<_>>());
 }
 
 /// The reaper sleeps already, until another limit.
@@ -1828,5 +1829,118 @@ fn the_jail_is_real() {
         let flags = rustix::io::ReadWriteFlags::empty();
         let read = rustix::io::preadv2(&reader, &mut [], 0, flags);
         assert_eq!(read, Err(rustix::io::Errno::PERM));
+    }
+}
+
+// Where the kernel cannot try.
+
+/// A FIFO with a name, of which the kernel cannot be asked not to block.
+fn fifo() -> (tempfile::TempDir, OwnedFd, OwnedFd) {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let both = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let reader = fs::File::open(&path).unwrap();
+    let writer = fs::File::options().write(true).open(&path).unwrap();
+    drop(both);
+    (place, reader.into(), writer.into())
+}
+
+#[test]
+fn a_fifo_is_never_blocked_on() {
+    let (_place, reader, writer) = fifo();
+    let flags = rustix::fs::fcntl_getfl(&reader).unwrap();
+    let (reader, writer) = (file(reader), file(writer));
+    let context = context();
+    for _ in 0..1_000 {
+        // Two for what is enough for one: by who drives, and by the submitter.
+        submit(&context, Op::read(&reader, vec![0; 1]).data(1));
+        thread::scope(|scope| {
+            scope.spawn(|| rustix::io::write(&writer, b"x").unwrap());
+            submit(&context, Op::read(&reader, vec![0; 1]).data(2));
+        });
+        assert_eq!(collect(&context, 1)[0].result, Ok(1));
+        rustix::io::write(&writer, b"y").unwrap();
+        assert_eq!(collect(&context, 1)[0].result, Ok(1));
+    }
+    assert_eq!(rustix::fs::fcntl_getfl(&reader).unwrap(), flags);
+}
+
+#[test]
+fn what_a_fifo_takes_whole_is_written_whole() {
+    let (_place, reader, writer) = fifo();
+    let context = context();
+    let writer = file(writer);
+    for _ in 0..16 {
+        let page = complete(&context, Op::write(&writer, vec![1; libc::PIPE_BUF]));
+        assert_eq!(page.result, Ok(libc::PIPE_BUF));
+    }
+    submit(&context, Op::write(&writer, vec![2; libc::PIPE_BUF]));
+    assert_waits(&context);
+    let mut page = [0; libc::PIPE_BUF];
+    assert_eq!(rustix::io::read(&reader, &mut page), Ok(libc::PIPE_BUF));
+    assert_eq!(late(&context).result, Ok(libc::PIPE_BUF));
+}
+
+/// It has no call for several buffers: the kernel reads into one after the other.
+#[test]
+fn a_watch_of_files_is_read_into_the_first_of_several_buffers() {
+    let place = tempfile::tempdir().unwrap();
+    let flags = rustix::fs::inotify::CreateFlags::CLOEXEC;
+    let watch = rustix::fs::inotify::init(flags).unwrap();
+    let created = rustix::fs::inotify::WatchFlags::CREATE;
+    rustix::fs::inotify::add_watch(&watch, place.path(), created).unwrap();
+    let context = context();
+    let watch = file(watch);
+    let bufs = || vec![Vec::new(), vec![0; 64], vec![0; 64]];
+    submit(&context, Op::readv(&watch, bufs()));
+    assert_waits(&context);
+    fs::File::create(place.path().join("a")).unwrap();
+    assert_eq!(late(&context).result, Ok(32));
+    fs::File::create(place.path().join("b")).unwrap();
+    assert_eq!(complete(&context, Op::readv(&watch, bufs())).result, Ok(32));
+}
+
+#[test]
+fn ordinary_data_can_be_waited_for() {
+    let context = context();
+    let (reader, mut writer) = pipe();
+    let reader = file(reader);
+    submit(&context, Op::poll(&reader, event::RDNORM));
+    assert_waits(&context);
+    writer.write_all(b"x").unwrap();
+    assert_eq!(late(&context).result, events(event::RDNORM));
+    // No such event.
+    let mut ops = [Op::poll(&reader, 0x4000)];
+    assert_eq!(context.submit(&mut ops), Err(Errno::EINVAL));
+}
+
+/// What was read before the request is none of its business. Nobody waits, so that
+/// another thread drives, and may be behind.
+#[test]
+fn a_poll_does_not_tell_of_what_was_before_it() {
+    let context = context();
+    let (reader, mut writer) = pipe();
+    let watched = file(reader.try_clone().unwrap());
+    submit(&context, Op::poll(&watched, event::PRI));
+    let mut done = Vec::new();
+    for _ in 0..3_000 {
+        writer.write_all(b"x").unwrap();
+        assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(1));
+        let handle = submit(&context, Op::poll(&watched, event::IN));
+        thread::yield_now();
+        match context.cancel(handle) {
+            Ok(()) => {}
+            // It is being looked at.
+            Err(errno) => assert_eq!(errno, Errno::EINPROGRESS),
+        }
+        while context.getevents(0, 1, None, &mut done) == Ok(0) {
+            thread::yield_now();
+        }
+        assert_eq!(done.remove(0).result, Err(Errno::ECANCELED));
     }
 }
