@@ -38,6 +38,11 @@ impl Rng {
         Self(seed | 1)
     }
 
+    /// Another, for another thread.
+    pub(crate) fn fork(&mut self) -> Self {
+        Self(self.next() | 1)
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
