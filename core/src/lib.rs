@@ -59,7 +59,7 @@ pub use error::Errno;
 mod auto_traits {
     use static_assertions::{assert_impl_all, assert_not_impl_any};
 
-    use crate::{context, life, ring, wait};
+    use crate::{Context, context, life, ring, wait};
 
     type Shared = context::BoxedContext<u64>;
     type Slots = crate::slots::Boxed<u64>;
@@ -71,6 +71,11 @@ mod auto_traits {
     assert_impl_all!(context::Handle: Send, Sync, Copy);
     assert_impl_all!(life::Life: Send, Sync);
     assert_impl_all!(wait::WaitQueue: Send, Sync);
+    type Polling =
+        crate::slots::Boxed<core::pin::Pin<alloc::sync::Arc<Shared>>, crate::poll::Heads>;
+    assert_impl_all!(Context<ring::Boxed, Polling>: Send, Sync);
+    // Requests and futures know it by its address.
+    assert_not_impl_any!(Shared: Unpin);
     // A waiter in a list must stay where it is.
     assert_not_impl_any!(wait::Waiter: Unpin);
     assert_not_impl_any!(context::Wait<'static, ring::Boxed, Slots>: Unpin);

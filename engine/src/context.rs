@@ -95,6 +95,7 @@ pub struct Context(Arc<Owner>);
 
 static_assertions::assert_impl_all!(Context: Send, Sync);
 static_assertions::assert_impl_all!(Op: Send);
+static_assertions::assert_impl_all!(crate::File: Send, Sync);
 
 /// What the users' handles share; the workers do not keep it alive.
 struct Owner(Arc<Pool>);
