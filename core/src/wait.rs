@@ -673,21 +673,24 @@ impl Served {
     unsafe fn ask(self, whom: Whom) -> Answer {
         // SAFETY: by the contract of `enqueue`, what is linked is there.
         let whom = unsafe { whom.as_ref() };
-        if self.closing {
-            // SAFETY: the lock is held.
-            return unsafe { whom.asked(None) };
-        }
-        let masks = [(self.mask != 0, self.mask), (self.any, 0)];
-        let mut answers = masks
-            .into_iter()
-            .filter(|(left, _)| *left)
-            .map(|(_, mask)| {
+        // What fired before it was closed comes first.
+        let masks = [
+            (self.mask != 0, Some(self.mask)),
+            (self.any, Some(0)),
+            (self.closing, None),
+        ];
+        let mut first = Answer::Stay;
+        for (left, mask) in masks {
+            // Closing is told in any case: who looks is not linked any more.
+            if left && (first == Answer::Stay || mask.is_none()) {
                 // SAFETY: the lock is held.
-                unsafe { whom.asked(Some(mask)) }
-            });
-        answers
-            .find(|answer| *answer != Answer::Stay)
-            .unwrap_or(Answer::Stay)
+                let answer = unsafe { whom.asked(mask) };
+                if first == Answer::Stay {
+                    first = answer;
+                }
+            }
+        }
+        first
     }
 }
 
@@ -865,19 +868,12 @@ impl WaitQueue {
                 unsafe { list.take_marked(&mut batch) };
                 list.first.is_null()
             });
-            if batch.is_full() {
+            let full = batch.is_full();
+            let held = word & !LEFT;
+            let next = match (word & CLOSING != 0, empty) {
                 // There may be more: let go, and come again. Nobody closes while we
                 // are away; and who wakes meanwhile sees that, and locks.
-                //
-                // Ordering: Release: the list, for the next holder.
-                self.word.fetch_add(AWAY - LOCKED, Ordering::Release);
-                batch.run();
-                if !self.come_back() {
-                    return;
-                }
-                continue;
-            }
-            let next = match (word & CLOSING != 0, empty) {
+                _ if full => held + AWAY - LOCKED,
                 (true, true) if word & AWAYS == 0 => CLOSED,
                 // Who is leaving or away comes for the lock, and closes.
                 (true, _) => CLOSING | WAITING | word & AWAYS,
@@ -887,16 +883,14 @@ impl WaitQueue {
             // Ordering: Release: the list, for the next holder; and all that
             // was done before closing, for who sees CLOSED. Failure Relaxed:
             // the `fetch_and` above reads it again.
-            let unlocked = self.word.compare_exchange(
-                word & !LEFT,
-                next,
-                Ordering::Release,
-                Ordering::Relaxed,
-            );
+            let unlocked =
+                (self.word).compare_exchange(held, next, Ordering::Release, Ordering::Relaxed);
             if unlocked.is_ok() {
-                // From here on the queue may be gone.
+                // From here on the queue may be gone, unless we are away.
                 batch.run();
-                return;
+                if !full || !self.come_back() {
+                    return;
+                }
             }
         }
     }

@@ -719,18 +719,27 @@ fn who_polls_a_context_is_told_of_what_is_visible() {
 
 #[test]
 fn who_has_reaped_all_drops_the_context() {
+    fn new() -> Context<Ring, Slots> {
+        let slots = Slots::new(Generation::MAX);
+        Context::new_at(ring::Inline::new(), u64::MAX, slots).expect("they fit")
+    }
     Model::of(&[Reclamation], &["reaped", "armed"]).check(|| {
-        let World {
-            context, device, ..
-        } = World::armed(&[0], IN);
-        Scenario::of((Mutex::new(Some(context)), device))
+        let (context, device) = (Memory::new(new()), Device::with(&[0]));
+        // SAFETY: it does not move, and is used until the owner gives it back.
+        let pinned = Pin::static_ref(unsafe { context.get() });
+        let payload = Polled(Track::new(Arc::clone(&device)));
+        let reserved = pinned.reserve_one().expect("there is room");
+        let polled = pinned.poll(reserved.fill(Iocb::default(), payload), IN);
+        assert_eq!(polled.expect("one head"), FIRST);
+        Scenario::of((context, device))
             .role("waker", |(_, device)| device.fire(0, IN))
-            .role("owner", |(context, _)| {
-                let context = context.lock().unwrap().take().expect("one owner");
-                let n = context.reap(&mut [None]).expect("a Native ring");
+            .role("owner", move |(context, _)| {
+                let n = pinned.reap(&mut [None]).expect("a Native ring");
                 reached(if n == 1 { "reaped" } else { "armed" });
                 // The waker may still be about to tell who waits.
-                drop(context);
+                //
+                // SAFETY: dropping it waits for that: it is the claim.
+                unsafe { context.renew(new()) };
             })
     });
 }
