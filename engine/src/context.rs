@@ -491,6 +491,8 @@ impl<'c> Submission<'c> {
             obj: 0,
         };
         let request = reservation.fill(iocb, op);
+        // Before: a source's panic ends the request, and this.
+        self.driven += usize::from(driven);
         let core = self.pool.core.as_ref();
         let accepted = match course {
             Course::Done(result) => {
@@ -507,6 +509,7 @@ impl<'c> Submission<'c> {
             Course::Attempt(events) => core.attempt(request, events),
         };
         let handle = accepted.map_err(|Refused { error, request }| {
+            self.driven -= usize::from(driven);
             if let Some(op) = request.refuse() {
                 *place = op;
             }
@@ -515,7 +518,6 @@ impl<'c> Submission<'c> {
         if let Some(at) = limit {
             self.pool.limit(at, handle);
         }
-        self.driven += usize::from(driven);
         Ok(handle)
     }
 

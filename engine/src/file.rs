@@ -47,7 +47,7 @@ struct Open {
     /// Another opening, by which it is tried where the descriptor itself cannot be.
     /// Empty if there is none to be had.
     other: OnceLock<Option<OwnedFd>>,
-    /// Held by who asks whether it is ready, and takes what there is.
+    /// Held by who tries it, unless it is a socket.
     turn: Mutex<()>,
     access: Access,
 }
@@ -124,8 +124,14 @@ impl File {
                 return unsafe { sys::message(self.as_fd(), direction, vectors) };
             }
             Trial::Nowait if !nothing => {}
-            _ => return plain(self.as_fd(), false),
+            _ => {
+                let _turn = lock(&self.0.turn);
+                return plain(self.as_fd(), false);
+            }
         }
+        // A terminal that is being read by one has nothing for another one, who is not
+        // told when it has.
+        let _turn = lock(&self.0.turn);
         if let Some(Some(other)) = self.0.other.get() {
             return plain(other.as_fd(), false);
         }
@@ -138,7 +144,6 @@ impl File {
         if let Some(other) = self.0.other.get_or_init(reopen) {
             return plain(other.as_fd(), false);
         }
-        let _turn = lock(&self.0.turn);
         // SAFETY: the same promise.
         unsafe { sys::when_ready(self.as_fd(), direction, vectors) }
     }

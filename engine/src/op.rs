@@ -675,7 +675,10 @@ unsafe impl Source for Op {
                     Way::Stream(trial) => transfer.attempt_stream(trial),
                     _ => Err(Errno::EINVAL),
                 };
-                if let (Some(watch), Err(Errno::EAGAIN)) = (watch, result) {
+                if let (Some(watch), Err(Errno::EAGAIN)) = (watch, result)
+                    // Too much for this one may be right for another one.
+                    && sys::ready(transfer.file.as_fd()) & event == 0
+                {
                     watch.exhausted(event);
                 }
                 result

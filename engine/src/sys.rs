@@ -195,7 +195,7 @@ pub(crate) unsafe fn when_ready(
         // SAFETY: the same promise.
         return unsafe { transfer(fd, direction, &one, None, false) };
     }
-    if first.iov_len == mem::size_of::<u64>()
+    if first.iov_len >= mem::size_of::<u64>()
         && let Some(count) = eventfd_count(fd)
     {
         // SAFETY: as long as that, and the caller's promise.
@@ -204,6 +204,8 @@ pub(crate) unsafe fn when_ready(
         if more != u64::MAX && u64::MAX - count <= more {
             return Err(Errno::EAGAIN);
         }
+        // SAFETY: the same promise.
+        return unsafe { transfer(fd, direction, &one, None, false) };
     }
     // A message goes out whole.
     let Some(room) = ready_for(fd) else {

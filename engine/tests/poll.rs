@@ -13,6 +13,7 @@ use std::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStrExt, net::UnixStream},
     },
+    panic::{self, AssertUnwindSafe},
     path::Path,
     ptr,
     sync::{
@@ -1943,4 +1944,70 @@ fn a_poll_does_not_tell_of_what_was_before_it() {
         }
         assert_eq!(done.remove(0).result, Err(Errno::ECANCELED));
     }
+}
+
+/// It is not full: another number fits.
+#[test]
+fn a_number_that_does_not_fit_keeps_no_other_one_waiting() {
+    for flags in [
+        EventfdFlags::SEMAPHORE,
+        EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK,
+    ] {
+        let counter = eventfd(0, flags).unwrap();
+        rustix::io::write(&counter, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let counter = file(counter);
+        let context = context();
+        let number = |n: u64| Op::write(&counter, n.to_ne_bytes().to_vec()).data(n);
+        submit(&context, number(2));
+        submit(&context, number(1));
+        assert_waits(&context);
+        rustix::io::read(&counter, &mut [0; 8]).unwrap();
+        let done = late(&context);
+        assert_eq!((done.data, done.result), (1, Ok(8)));
+        rustix::io::read(&counter, &mut [0; 8]).unwrap();
+        rustix::io::read(&counter, &mut [0; 8]).unwrap();
+        assert_eq!(late(&context).data, 2);
+    }
+}
+
+/// The kernel would write one after the other.
+#[test]
+fn of_several_numbers_the_first_is_written() {
+    let context = context();
+    let counter = file(eventfd(0, EventfdFlags::empty()).unwrap());
+    let bufs = [u64::MAX - 1, 5].map(|n| n.to_ne_bytes().to_vec());
+    let written = complete(&context, Op::writev(&counter, bufs.to_vec()));
+    assert_eq!(written.result, Ok(8));
+}
+
+/// Its request ends, and nobody else's is forgotten for it.
+#[test]
+fn a_source_that_panics_spoils_nothing_else() {
+    struct Panics(WaitQueue);
+    // SAFETY: the queue is in the source.
+    unsafe impl Source for Panics {
+        fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+            visit(&self.0);
+        }
+        fn mask(&self) -> u16 {
+            panic!("on purpose")
+        }
+    }
+    let context = context();
+    let source = Arc::new(Panics(WaitQueue::new()));
+    let panics = Op::poll_source(source, event::IN).with_timeout(LONG);
+    let panicked = panic::catch_unwind(AssertUnwindSafe(|| context.submit(&mut [panics])));
+    assert!(panicked.is_err());
+    assert_eq!(collect(&context, 1)[0].result, Err(Errno::EIO));
+    // Nobody waits: the context's own thread reads.
+    let (reader, mut writer) = pipe();
+    submit(
+        &context,
+        Op::read(&file(reader.try_clone().unwrap()), vec![0; 1]),
+    );
+    writer.write_all(b"x").unwrap();
+    while rustix::io::ioctl_fionread(&reader).unwrap() > 0 {
+        thread::yield_now();
+    }
+    assert_eq!(late(&context).result, Ok(1));
 }
