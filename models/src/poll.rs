@@ -348,6 +348,7 @@ fn wake_and_cancel_while_it_is_submitted_complete_it_once() {
             "gone",
         ],
     )
+    .bounded(3, "more than 100,000 executions unbounded")
     .check(|| {
         Scenario::of(World::new(&[0]))
             .role("submitter", World::submit)
@@ -413,12 +414,14 @@ fn two_keyless_wakes_leave_no_gap() {
 
 #[test]
 fn the_same_head_twice_completes_it_once() {
-    Model::of(&[ExactlyOnce, NoLostWakeup], &["ready at once", "armed"]).check(|| {
-        Scenario::of(World::new(&[0, 0]))
-            .role("submitter", World::submit)
-            .role("waker", |w| w.device.fire_keyless(0, IN))
-            .finally(|w| w.settle_with(IN))
-    });
+    Model::of(&[ExactlyOnce, NoLostWakeup], &["ready at once", "armed"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            Scenario::of(World::new(&[0, 0]))
+                .role("submitter", World::submit)
+                .role("waker", |w| w.device.fire_keyless(0, IN))
+                .finally(|w| w.settle_with(IN))
+        });
 }
 
 #[test]
@@ -672,26 +675,28 @@ fn ptr(context: &Kept<OtherSlots>) -> *const PollsOther {
 
 #[test]
 fn requests_that_complete_into_each_others_source_do_not_deadlock() {
-    Model::of(&[Progress, ExactlyOnce, NoLostWakeup], &["both"]).check(|| {
-        Scenario::of(Pair::new())
-            .role("completer", |p| p.complete(0))
-            .role("completer", |p| p.complete(1))
-            .finally(|p| {
-                for context in &p.contexts {
-                    let mut out = [None, None];
-                    assert_eq!(context.reap(&mut out), Ok(2), "completions");
-                    for done in out.into_iter().flatten() {
-                        let expected = if done.event.data == 7 {
-                            DONE
-                        } else {
-                            IN.into()
-                        };
-                        assert_eq!(done.event.res, expected);
+    Model::of(&[Progress, ExactlyOnce, NoLostWakeup], &["both"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            Scenario::of(Pair::new())
+                .role("completer", |p| p.complete(0))
+                .role("completer", |p| p.complete(1))
+                .finally(|p| {
+                    for context in &p.contexts {
+                        let mut out = [None, None];
+                        assert_eq!(context.reap(&mut out), Ok(2), "completions");
+                        for done in out.into_iter().flatten() {
+                            let expected = if done.event.data == 7 {
+                                DONE
+                            } else {
+                                IN.into()
+                            };
+                            assert_eq!(done.event.res, expected);
+                        }
                     }
-                }
-                reached("both");
-            })
-    });
+                    reached("both");
+                })
+        });
 }
 
 /// Nobody reaps what is polled, so who is told that it is readable can read it.
@@ -723,40 +728,44 @@ fn who_has_reaped_all_drops_the_context() {
         let slots = Slots::new(Generation::MAX);
         Context::new_at(ring::Inline::new(), u64::MAX, slots).expect("they fit")
     }
-    Model::of(&[Reclamation], &["reaped", "armed"]).check(|| {
-        let (context, device) = (Memory::new(new()), Device::with(&[0]));
-        // SAFETY: it does not move, and is used until the owner gives it back.
-        let pinned = Pin::static_ref(unsafe { context.get() });
-        let payload = Polled(Track::new(Arc::clone(&device)));
-        let reserved = pinned.reserve_one().expect("there is room");
-        let polled = pinned.poll(reserved.fill(Iocb::default(), payload), IN);
-        assert_eq!(polled.expect("one head"), FIRST);
-        Scenario::of((context, device))
-            .role("waker", |(_, device)| device.fire(0, IN))
-            .role("owner", move |(context, _)| {
-                let n = pinned.reap(&mut [None]).expect("a Native ring");
-                reached(if n == 1 { "reaped" } else { "armed" });
-                // The waker may still be about to tell who waits.
-                //
-                // SAFETY: dropping it waits for that: it is the claim.
-                unsafe { context.renew(new()) };
-            })
-    });
+    Model::of(&[Reclamation], &["reaped", "armed"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            let (context, device) = (Memory::new(new()), Device::with(&[0]));
+            // SAFETY: it does not move, and is used until the owner gives it back.
+            let pinned = Pin::static_ref(unsafe { context.get() });
+            let payload = Polled(Track::new(Arc::clone(&device)));
+            let reserved = pinned.reserve_one().expect("there is room");
+            let polled = pinned.poll(reserved.fill(Iocb::default(), payload), IN);
+            assert_eq!(polled.expect("one head"), FIRST);
+            Scenario::of((context, device))
+                .role("waker", |(_, device)| device.fire(0, IN))
+                .role("owner", move |(context, _)| {
+                    let n = pinned.reap(&mut [None]).expect("a Native ring");
+                    reached(if n == 1 { "reaped" } else { "armed" });
+                    // The waker may still be about to tell who waits.
+                    //
+                    // SAFETY: dropping it waits for that: it is the claim.
+                    unsafe { context.renew(new()) };
+                })
+        });
 }
 
 #[test]
 fn a_context_that_is_dropped_waits_for_who_looks() {
-    Model::of(&[Reclamation, NoLoss], &["dropped"]).check(|| {
-        let World {
-            context, device, ..
-        } = World::armed(&[0], IN);
-        Scenario::of((Mutex::new(Some(context)), device))
-            .role("waker", |(_, device)| device.fire_keyless(0, IN))
-            .role("owner", |(context, _)| {
-                drop(context.lock().unwrap().take());
-                reached("dropped");
-            })
-    });
+    Model::of(&[Reclamation, NoLoss], &["dropped"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            let World {
+                context, device, ..
+            } = World::armed(&[0], IN);
+            Scenario::of((Mutex::new(Some(context)), device))
+                .role("waker", |(_, device)| device.fire_keyless(0, IN))
+                .role("owner", |(context, _)| {
+                    drop(context.lock().unwrap().take());
+                    reached("dropped");
+                })
+        });
 }
 
 #[test]
