@@ -5,10 +5,7 @@ use std::{
     mem::size_of,
     ops::Deref,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU16, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Wake, Waker},
 };
 
@@ -21,6 +18,7 @@ use uaio_core::{
     },
     ring::{self, Event},
     slots::{self, Iocb, Slot},
+    sync::atomic::{AtomicU32, Ordering},
     wait::{Enqueued, Left, WaitQueue, Waiter},
 };
 
@@ -28,10 +26,10 @@ use uaio_core::{
 /// again and again.
 #[derive(Debug, Default)]
 struct Device {
-    mask: AtomicU16,
+    mask: AtomicU32,
     queues: [WaitQueue; 2],
     heads: usize,
-    looks: AtomicUsize,
+    looks: AtomicU32,
 }
 
 impl Device {
@@ -43,7 +41,7 @@ impl Device {
     }
 
     fn fire(&self, events: u16) {
-        self.mask.fetch_or(events, Ordering::Relaxed);
+        self.mask.fetch_or(events.into(), Ordering::Relaxed);
         self.queues[0].wake(events);
     }
 }
@@ -57,7 +55,7 @@ unsafe impl Source for Device {
     }
     fn mask(&self) -> u16 {
         self.looks.fetch_add(1, Ordering::Relaxed);
-        self.mask.load(Ordering::Relaxed)
+        self.mask.load(Ordering::Relaxed) as u16
     }
 }
 
@@ -134,7 +132,7 @@ fn a_wake_that_does_not_say_is_looked_at() {
     device.queues[0].wake(0);
     assert_eq!(device.looks.load(Ordering::Relaxed), 3);
     assert_eq!(results(&context), []);
-    device.mask.store(IN | OUT, Ordering::Relaxed);
+    device.mask.store((IN | OUT).into(), Ordering::Relaxed);
     device.queues[0].wake(0);
     assert_eq!(results(&context), [IN.into()]);
 }
@@ -147,7 +145,7 @@ fn what_cannot_wait_is_refused_with_nothing_armed() {
     three.fire(IN);
     assert_eq!(results(&context), []);
     // Without a head, and ready.
-    none.mask.store(IN, Ordering::Relaxed);
+    none.mask.store(IN.into(), Ordering::Relaxed);
     poll(&context, &none, IN).expect("accepted");
     assert_eq!(results(&context), [IN.into()]);
     // Two, and it may be the same one.
@@ -236,16 +234,16 @@ fn ten_thousand_armed_at_once() {
     for device in &devices {
         poll(&context, device, IN).expect("accepted");
     }
-    let looks = || -> usize {
+    let looks = || -> u32 {
         let looks = devices
             .iter()
             .map(|device| device.looks.load(Ordering::Relaxed));
         looks.sum()
     };
-    assert_eq!(looks(), MANY);
+    assert_eq!(looks(), MANY as u32);
     devices[MANY / 2].fire(IN);
     assert_eq!(results(&context), [IN.into()]);
-    assert_eq!(looks(), MANY, "others were looked at");
+    assert_eq!(looks(), MANY as u32, "others were looked at");
 }
 
 /// Takes one of what is in a bucket.
@@ -262,8 +260,8 @@ unsafe impl Source for Take {
     }
     fn attempt(&mut self) -> Option<i64> {
         self.0.looks.fetch_add(1, Ordering::Relaxed);
-        let mask = self.0.mask.fetch_and(!IN, Ordering::Relaxed);
-        (mask & IN != 0).then_some(1)
+        let mask = self.0.mask.fetch_and(!u32::from(IN), Ordering::Relaxed);
+        (mask & u32::from(IN) != 0).then_some(1)
     }
 }
 
@@ -306,7 +304,7 @@ fn an_attempt_is_made_until_it_does_not_block() {
     device.fire(IN);
     assert_eq!(taken(&context), [1]);
     // At once.
-    device.mask.fetch_or(IN, Ordering::Relaxed);
+    device.mask.fetch_or(IN.into(), Ordering::Relaxed);
     take(&context, &device).expect("accepted");
     assert_eq!(taken(&context), [1]);
 }
@@ -321,14 +319,14 @@ fn an_attempt_that_is_ended_has_taken_nothing() {
     device.fire(IN);
     let ends = [Errno::ECANCELED.as_result(), Errno::ETIME.as_result()];
     assert_eq!(taken(&context), ends);
-    assert_eq!(device.mask.load(Ordering::Relaxed), IN);
+    assert_eq!(device.mask.load(Ordering::Relaxed), u32::from(IN));
 }
 
 #[test]
 fn an_attempt_without_a_head_is_made_once() {
     let (context, device) = (takes(2), Device::new(0));
     assert_eq!(take(&context, &device), Err(Errno::EINVAL));
-    device.mask.store(IN, Ordering::Relaxed);
+    device.mask.store(IN.into(), Ordering::Relaxed);
     take(&context, &device).expect("accepted");
     assert_eq!(taken(&context), [1]);
 }
