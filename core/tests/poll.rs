@@ -1,5 +1,5 @@
 //! What a caller sees of poll requests, and what they cost.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(all(feature = "alloc", not(any(loom, shuttle))))]
 
 use std::{
     mem::size_of,
