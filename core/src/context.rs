@@ -162,10 +162,6 @@ impl<R: RingMemory, S: SlotMemory> Drop for Context<R, S> {
         if self.owner.is_none() {
             return;
         }
-        let mut slots = self.slots.0.slots().iter();
-        if self.life.is_unused() && !slots.any(|slot| slot.polling.is_linked()) {
-            return;
-        }
         // A waker may be at one of its requests, also if that was reaped.
         drop(self.destroy(|_| ()));
         while !self.life.is_over() {

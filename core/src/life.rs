@@ -169,12 +169,6 @@ impl Life {
         }
     }
 
-    /// Whether there is no user, and the end was not called.
-    pub(crate) fn is_unused(&self) -> bool {
-        // Ordering: Acquire pairs with the Release in `put`: who was counted is done.
-        self.word.load(Ordering::Acquire) == 0
-    }
-
     /// Whether the last user is done, and nobody touches it any more.
     pub fn is_over(&self) -> bool {
         self.idle.is_closed()

@@ -448,9 +448,9 @@ where
     /// payload's heads, one after the other: for ordinary callers. The completion may
     /// be there when this returns.
     ///
-    /// The context does not move any more. When it is dropped with requests that were
-    /// not reaped, it ends them, and waits by spinning for who is completing one, and
-    /// for tokens that were forgotten. So it is not to be dropped by a waker, a source,
+    /// The context does not move any more. When it is dropped, it ends what was not
+    /// reaped, and waits by spinning for who is completing a request, and for tokens
+    /// that were forgotten. So it is not to be dropped by a waker, a source,
     /// or in an interrupt: there, [destroy](Self::destroy) and reap it before.
     ///
     /// # Errors

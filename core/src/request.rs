@@ -368,13 +368,14 @@ impl Word {
     pub fn arm(&self, generation: Generation) -> Arm {
         let armed = self.transition(generation.word(EARLY), |seen| {
             debug_assert!(seen.is(generation, Phase::Early), "{seen:?}");
-            // Re-check: wakes that came while it was Early.
-            if seen.events() != 0 {
-                return Some(seen.0 | CLAIMED);
-            }
-            // Re-check: keyless ones.
+            // Re-check: keyless wakes that came while it was Early. What they tell of
+            // is found by a look, also if something else is known already.
             if seen.0 & AGAIN != 0 {
                 return Some(seen.0 & !AGAIN);
+            }
+            // Re-check: wakes with events.
+            if seen.events() != 0 {
+                return Some(seen.0 | CLAIMED);
             }
             // Re-check: a cancel. An event that fired wins over it.
             if seen.0 & (CANCEL | EXPIRED) != 0 {
@@ -384,10 +385,10 @@ impl Word {
         });
         // `step` always offers a transition, so there is no `Err`.
         let (Ok(was) | Err(was)) = armed;
-        if was.events() != 0 {
-            Arm::Ready(was)
-        } else if was.0 & AGAIN != 0 {
+        if was.0 & AGAIN != 0 {
             Arm::LookAgain
+        } else if was.events() != 0 {
+            Arm::Ready(was)
         } else if was.0 & (CANCEL | EXPIRED) != 0 {
             Arm::Cancelled(was)
         } else {

@@ -139,6 +139,9 @@ fn wakes_in_every_phase() {
     assert!(matches!(context.wake(early.handle(), 8), Woken::Recorded));
     let looked = context.look_again(early.handle());
     assert!(matches!(looked, Looked::Recorded));
+    let Armed::LookAgain(early) = early.arm() else {
+        panic!("the keyless wake was forgotten")
+    };
     let Armed::Ready(claim) = early.arm() else {
         panic!("the events were forgotten")
     };

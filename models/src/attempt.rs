@@ -259,3 +259,19 @@ fn what_is_tried_is_told_when_its_source_closes() {
             })
     });
 }
+
+#[test]
+fn what_can_be_taken_before_its_source_closes_is_taken() {
+    Model::of(&[Truth, ExactlyOnce, NoLostWakeup], &["taken"]).check(|| {
+        Scenario::of(World::new(1))
+            .role("who looks in vain", |w| w.pipe.head.wake(0))
+            .role("writer and owner", |w| {
+                w.pipe.put();
+                w.pipe.head.close();
+            })
+            .finally(|w| {
+                w.settle(&[1], 0);
+                reached("taken");
+            })
+    });
+}
