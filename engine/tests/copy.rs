@@ -309,7 +309,16 @@ fn a_signal_ends_it_cleanly() {
     for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
         let place = Place::new(&vec![1; 32 << 20]);
         fs::write(place.path("dst"), "old").unwrap();
-        let mut child = place.copy(&SLOW).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = place.copy(&SLOW);
+        // Who starts the tests in the background may have had it ignored.
+        let default = move || {
+            // SAFETY: takes numbers only; no handler.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+            Ok(())
+        };
+        // SAFETY: between fork and exec it makes a system call only.
+        unsafe { command.pre_exec(default) };
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         place.wait_for_temporary(&mut child);
         // SAFETY: takes numbers only; the child was not waited for yet.
         assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
