@@ -115,10 +115,21 @@ judge() {
     apply --reverse "models/mutants/$mutant.patch"
 }
 
-# worker DIR MUTANT...
+# The next mutant that no worker has taken; fails when there is none.
+next() {
+    flock 9
+    read -r mutant <&8
+    local left=$?
+    flock -u 9
+    return "$left"
+}
+
+# worker DIR MODEL...: mutants in a copy in DIR, one after the other, if the models,
+# which are to be killed, pass without.
 worker() {
-    local mutant all
-    [ $# -gt 1 ] || return 0
+    local mutant
+    # Each opens its own, or it would not keep the other out.
+    exec 9>"$target/lock"
     copy_workspace "$1"
     cd "$1"
     # An interrupted build leaves it broken.
@@ -130,13 +141,12 @@ worker() {
         report UNBUILT - ''
         return
     fi
-    mapfile -t all < <(for mutant; do killers "$mutant"; done | sed 's/ .*//' | sort -u)
-    if ! models "${all[@]}" || ! grep -q " ${#all[@]} passed" log; then
+    if [ $# -gt 0 ] && { ! models "$@" || ! grep -q " $# passed" log; }; then
         cat log
         report FAILED - 'a model that is to be killed, or it does not exist'
         return
     fi
-    for mutant; do
+    while next; do
         judge "$mutant"
     done
 }
@@ -148,15 +158,20 @@ for mutant in "${mutants[@]}"; do
     demanded=$((demanded + kills))
 done
 
-half=$(((${#mutants[@]} + 1) / 2))
+mapfile -t all < <(for mutant in "${mutants[@]}"; do killers "$mutant"; done | sed 's/ .*//' | sort -u)
+half=$(((${#all[@]} + 1) / 2))
+printf '%s\n' "${mutants[@]}" >"$target/queue"
 {
-    worker "$target/1" "${mutants[@]:0:half}" &
-    worker "$target/2" "${mutants[@]:half}" &
+    # One open file: who reads a line moves the others on.
+    exec 8<"$target/queue"
+    worker "$target/1" "${all[@]:0:half}" &
+    worker "$target/2" "${all[@]:half}" &
     wait
 } | tee "$target/results"
 
-# What was not reached is not killed.
+# What was not reached is not killed. A model that fails without fails all.
 killed=$(grep -c '^killed ' "$target/results" || true)
+! grep -q '^FAILED' "$target/results" || killed=0
 survived=$((demanded - killed))
 echo "mutants: ${#mutants[@]} planted, $demanded kills checked, $survived not killed"
 [ "$survived" = 0 ]
