@@ -14,7 +14,10 @@ use std::{
 use common::{Jail, Rng, again};
 use uaio::{Completion, Context, Errno, File, Handle, Op};
 
+/// At least as many, and ten times as many at most, until enough were met while they
+/// ran: how seldom that is depends on the machine.
 const REQUESTS: u64 = 100_000;
+const ASKED: usize = 10;
 const DEPTH: usize = 64;
 const PAGE: usize = 4096;
 const SIZE: usize = 1 << 20;
@@ -40,6 +43,8 @@ struct Board {
     recent: Vec<(u64, Handle)>,
     /// How often the canceller has looked.
     looks: u64,
+    /// How many a worker was asked for.
+    asked: usize,
     finished: bool,
 }
 
@@ -83,6 +88,7 @@ fn cancel_at_random(
                 return answers;
             }
             board.looks += 1;
+            board.asked = answers.asked.len();
             looked.notify_one();
             let recent = &board.recent;
             (0..recent.len().min(8))
@@ -134,6 +140,7 @@ fn every_request_is_accounted_for() {
     let board = Mutex::new(Board {
         recent: Vec::new(),
         looks: 0,
+        asked: 0,
         finished: false,
     });
     let looked = Condvar::new();
@@ -157,11 +164,12 @@ fn every_request_is_accounted_for() {
             scope.spawn(move || cancel_at_random(context, board, looked, rng))
         };
         let mut events = Vec::new();
-        while next < REQUESTS || free.len() < DEPTH {
+        let mut goes_on = true;
+        while goes_on || free.len() < DEPTH {
             let mut ops = Vec::new();
             let burst = 1 + rng.below(32);
             let mut serials = Vec::new();
-            while ops.len() < burst && next < REQUESTS {
+            while ops.len() < burst && goes_on {
                 let Some(index) = free.pop() else { break };
                 let unit = &mut units[index];
                 unit.serial = next;
@@ -208,6 +216,8 @@ fn every_request_is_accounted_for() {
             }
             {
                 let mut board = board.lock().unwrap();
+                let asked = own.asked.len() + board.asked;
+                goes_on = next < REQUESTS || asked < ASKED && next < 10 * REQUESTS;
                 let handles = ops.iter().map(|op| op.handle().unwrap());
                 board.recent.extend(serials.into_iter().zip(handles));
                 let old = board.recent.len().saturating_sub(DEPTH);
@@ -256,7 +266,7 @@ fn every_request_is_accounted_for() {
     answers.already += own.already;
     answers.gone += own.gone;
 
-    assert_eq!(completed + cancelled.len() as u64, REQUESTS);
+    assert_eq!(completed + cancelled.len() as u64, next);
     assert!(cancelled.is_disjoint(&answers.asked));
     // Who was told `Ok`, and who ended by it.
     let ended: HashSet<_> = cancelled.union(&cut_short).copied().collect();
@@ -285,8 +295,8 @@ fn every_request_is_accounted_for() {
     );
     assert!(completed >= 100 && ended >= 100);
     assert!(answers.gone >= 100 && inline >= 100);
-    // Who is asked was met while it ran: seldom, on a busy machine.
-    assert!(asked >= 10);
+    // Who is asked was met while it ran.
+    assert!(asked >= ASKED);
 }
 
 /// What the request did is what it was asked to do: all of it, or `false`.
