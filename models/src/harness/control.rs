@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EXECUTIONS, Model, OUTCOMES, Scenario, failure, lock, name_of, report, say};
+use super::{EXECUTIONS, Model, OUTCOMES, Scenario, Subject, failure, lock, report, say};
 
 /// Names the control that this process is to run.
 const CHILD: &str = "UAIO_CONTROL";
@@ -111,9 +111,13 @@ impl Control {
         T: Send + Sync + 'static,
         F: Fn() -> Scenario<T> + Send + Sync + 'static,
     {
-        let name = name_of(&scenario);
+        self.refuted_subject(&Subject::of(scenario));
+    }
+
+    fn refuted_subject(self, subject: &Subject) {
+        let name = subject.name();
         if std::env::var_os(CHILD).is_some_and(|child| child == name) {
-            self.run(name, scenario);
+            self.run(subject);
         }
         assert!(
             is_a_test(self.held_by) && self.held_by != name,
@@ -152,11 +156,7 @@ impl Control {
 
     /// The child: runs the faulty protocol as a model, whose first panic is the
     /// verdict.
-    fn run<T, F>(self, name: &'static str, scenario: F) -> !
-    where
-        T: Send + Sync + 'static,
-        F: Fn() -> Scenario<T> + Send + Sync + 'static,
-    {
+    fn run(self, subject: &Subject) -> ! {
         std::thread::spawn(move || {
             std::thread::sleep(self.limit);
             end(&format!("not done after {:?}", self.limit));
@@ -179,7 +179,7 @@ impl Control {
         // has all its patience.
         let outcomes = self.outcomes.iter().chain(&["refuted"]);
         *lock(&OUTCOMES) = outcomes.map(|outcome| (*outcome, 0)).collect();
-        let (_, explored) = Model::of(&[], self.outcomes).explore(name, scenario);
+        let (_, explored) = Model::of(&[], self.outcomes).explore(subject);
         let executions = explored.map_or(Vec::new(), |explored| explored.executions);
         end(&format!("NOT refuted ({})", executions.join(", ")));
     }

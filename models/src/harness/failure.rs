@@ -12,7 +12,7 @@ use std::{
     thread::{self, ThreadId},
 };
 
-use super::{checker::Place, command, lock, name_of};
+use super::{Subject, checker::Place, lock};
 
 /// The roles' names, known once the scenario was made for the first time.
 pub(super) type Roles = Arc<OnceLock<Vec<&'static str>>>;
@@ -20,7 +20,7 @@ pub(super) type Roles = Arc<OnceLock<Vec<&'static str>>>;
 #[derive(Clone)]
 struct Running {
     name: &'static str,
-    /// See [`command`].
+    /// See [`Subject::command`].
     command: (String, String),
     roles: Roles,
     place: Option<Place>,
@@ -38,12 +38,12 @@ pub(super) fn watch() {
     });
 }
 
-/// A panic is the failure of the model with this closure, until [`ended`].
-pub(super) fn begun<F>(model: &F, roles: &Roles) {
+/// A panic is the failure of this model, until [`ended`].
+pub(super) fn begun(model: &Subject, roles: &Roles) {
     watch();
     *lock(&RUNNING) = Some(Running {
-        name: name_of(model),
-        command: command(model),
+        name: model.name(),
+        command: model.command(),
         roles: Arc::clone(roles),
         place: None,
         thread: thread::current().id(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use uaio_core::sync::timeline;
 
 use super::{
-    Model, Scenario,
+    Make, Model,
     failure::{self, Roles},
     lock, orders,
     report::Explored,
@@ -75,11 +75,7 @@ fn most_executions() -> u64 {
 const MOST_BRANCHES: usize = 20_000;
 
 /// How many executions there are.
-fn explore<T, F>(place: Place, scenario: &Arc<F>) -> u64
-where
-    T: Send + Sync + 'static,
-    F: Fn() -> Scenario<T> + Send + Sync + 'static,
-{
+fn explore(place: Place, make: &Make) -> u64 {
     failure::reached_place(place.clone());
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = place.bound;
@@ -88,7 +84,7 @@ where
     builder.max_permutations = None;
     builder.max_duration = None;
     let executions = Arc::new(Mutex::new(0));
-    let (make, count) = (Arc::clone(scenario), Arc::clone(&executions));
+    let (make, count) = (Arc::clone(make), Arc::clone(&executions));
     builder.check(move || {
         timeline::begin();
         let nth = {
@@ -104,14 +100,9 @@ where
 }
 
 impl Model {
-    pub(super) fn run<T, F>(self, _: &str, roles: &Roles, scenario: F) -> Option<Explored>
-    where
-        T: Send + Sync + 'static,
-        F: Fn() -> Scenario<T> + Send + Sync + 'static,
-    {
-        let scenario = Arc::new(scenario);
+    pub(super) fn run(self, _: &str, roles: &Roles, make: Make) -> Option<Explored> {
         if let Some(place) = Place::to_replay() {
-            explore(place, &scenario);
+            explore(place, &make);
             return None;
         }
         let bounds: &[Option<usize>] = match self.bound() {
@@ -132,7 +123,7 @@ impl Model {
                         bound: *bound,
                         order,
                     },
-                    &scenario,
+                    &make,
                 );
                 most = most.max(n);
                 total += n;

@@ -123,6 +123,78 @@ impl<T: Send + Sync + 'static> Scenario<T> {
     }
 }
 
+/// A scenario, whatever its parties share.
+struct Parties {
+    roles: Vec<Role>,
+    check: Box<dyn FnOnce() + Send>,
+}
+
+impl<T: Send + Sync + 'static> From<Scenario<T>> for Parties {
+    fn from(scenario: Scenario<T>) -> Self {
+        let Scenario {
+            shared,
+            roles,
+            check,
+        } = scenario;
+        Self {
+            roles,
+            check: Box::new(move || check(&shared)),
+        }
+    }
+}
+
+type Make = Arc<dyn Fn() -> Parties + Send + Sync>;
+
+/// What makes a scenario, and where it is written. All that explores one is built once,
+/// and not for each model.
+struct Subject {
+    /// Of the closure.
+    path: &'static str,
+    make: Make,
+}
+
+impl Subject {
+    fn of<T, F>(scenario: F) -> Self
+    where
+        T: Send + Sync + 'static,
+        F: Fn() -> Scenario<T> + Send + Sync + 'static,
+    {
+        Self {
+            path: type_name_of_val(&scenario),
+            make: Arc::new(move || scenario().into()),
+        }
+    }
+
+    /// The test function that the closure is written in, without its crate.
+    fn name(&self) -> &'static str {
+        let path = self.path.trim_end_matches("::{{closure}}");
+        path.split_once("::").map_or(path, |(_, name)| name)
+    }
+
+    /// The command that runs the model as it is run here: what goes before more
+    /// variables, and what goes after.
+    fn command(&self) -> (String, String) {
+        let name = self.name();
+        if sound() {
+            return (String::new(), format!("ci/loom.sh --sound --exact {name}"));
+        }
+        let checker = match checker::NAME {
+            "plain" => String::new(),
+            name => format!("RUSTFLAGS=\"--cfg {name}\" "),
+        };
+        let release = if cfg!(debug_assertions) {
+            ""
+        } else {
+            " --release"
+        };
+        // Elsewhere it is for who embeds the core to say where.
+        let ours = (self.path).starts_with(concat!(env!("CARGO_CRATE_NAME"), "::"));
+        let package = if ours { " -p uaio-models --lib" } else { "" };
+        let test = format!("cargo test{release}{package} -- --exact {name}");
+        (checker, test)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Bound {
     #[cfg_attr(not(loom), expect(dead_code, reason = "loom's"))]
@@ -187,14 +259,18 @@ impl Model {
         T: Send + Sync + 'static,
         F: Fn() -> Scenario<T> + Send + Sync + 'static,
     {
+        self.check_subject(&Subject::of(scenario));
+    }
+
+    fn check_subject(self, subject: &Subject) {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _turn = lock(&ONE_AT_A_TIME);
 
-        let name = name_of(&scenario);
+        let name = subject.name();
         let outcomes = self.outcomes.iter().map(|outcome| (*outcome, 0)).collect();
         *lock(&OUTCOMES) = outcomes;
         let start = Instant::now();
-        let (roles, explored) = self.explore(name, scenario);
+        let (roles, explored) = self.explore(subject);
         failure::explored();
         let Some(explored) = explored else {
             return say(&format!("{name}: replayed, and it did not fail"));
@@ -224,29 +300,20 @@ impl Model {
     }
 
     /// Explores it; `None` is what a replay says.
-    fn explore<T, F>(self, name: &str, scenario: F) -> (failure::Roles, Option<Explored>)
-    where
-        T: Send + Sync + 'static,
-        F: Fn() -> Scenario<T> + Send + Sync + 'static,
-    {
+    fn explore(self, subject: &Subject) -> (failure::Roles, Option<Explored>) {
         let roles = failure::Roles::default();
-        failure::begun(&scenario, &roles);
-        let names = Arc::clone(&roles);
-        let explored = self.run(name, &roles, move || {
+        failure::begun(subject, &roles);
+        let (make, names) = (Arc::clone(&subject.make), Arc::clone(&roles));
+        let make = move || {
             #[cfg(any(loom, shuttle))]
             EXECUTIONS.add(1);
-            let scenario = scenario();
-            names.get_or_init(|| scenario.roles.iter().map(|role| role.name).collect());
-            scenario
-        });
+            let parties = make();
+            names.get_or_init(|| parties.roles.iter().map(|role| role.name).collect());
+            parties
+        };
+        let explored = self.run(subject.name(), &roles, Arc::new(make));
         (roles, explored)
     }
-}
-
-/// The test function that the closure is written in, without its crate.
-fn name_of<F>(closure: &F) -> &'static str {
-    let path = type_name_of_val(closure).trim_end_matches("::{{closure}}");
-    path.split_once("::").map_or(path, |(_, name)| name)
 }
 
 static OUTCOMES: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
@@ -275,34 +342,11 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// The command that runs the model of this closure as it is run here: what goes
-/// before more variables, and what goes after.
-fn command<F>(closure: &F) -> (String, String) {
-    let name = name_of(closure);
-    if sound() {
-        return (String::new(), format!("ci/loom.sh --sound --exact {name}"));
-    }
-    let checker = match checker::NAME {
-        "plain" => String::new(),
-        name => format!("RUSTFLAGS=\"--cfg {name}\" "),
-    };
-    let release = if cfg!(debug_assertions) {
-        ""
-    } else {
-        " --release"
-    };
-    // Elsewhere it is for who embeds the core to say where.
-    let ours = type_name_of_val(closure).starts_with(concat!(env!("CARGO_CRATE_NAME"), "::"));
-    let package = if ours { " -p uaio-models --lib" } else { "" };
-    let test = format!("cargo test{release}{package} -- --exact {name}");
-    (checker, test)
-}
-
 #[cfg(any(loom, shuttle))]
-fn run_once<T: Send + Sync + 'static>(scenario: Scenario<T>, order: &[usize]) {
+fn run_once(parties: Parties, order: &[usize]) {
     use uaio_core::sync::thread::spawn;
 
-    let mut roles: Vec<_> = scenario.roles.into_iter().map(Some).collect();
+    let mut roles: Vec<_> = parties.roles.into_iter().map(Some).collect();
     let threads: Vec<_> = (0..roles.len())
         .map(|i| order.get(i).copied().unwrap_or(i))
         .filter_map(|i| roles[i].take())
@@ -311,7 +355,7 @@ fn run_once<T: Send + Sync + 'static>(scenario: Scenario<T>, order: &[usize]) {
     for thread in threads {
         thread.join().expect("a role panicked");
     }
-    (scenario.check)(&scenario.shared);
+    (parties.check)();
 }
 
 /// All orders of the roles, in which those of one name keep theirs.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Model, Scenario, all_reached,
+    Make, Model, all_reached,
     failure::{self, Roles},
     report::Explored,
     seed,
@@ -38,11 +38,7 @@ impl Place {
 }
 
 impl Model {
-    pub(super) fn run<T, F>(self, name: &str, _: &Roles, scenario: F) -> Option<Explored>
-    where
-        T: Send + Sync + 'static,
-        F: Fn() -> Scenario<T> + Send + Sync + 'static,
-    {
+    pub(super) fn run(self, name: &str, _: &Roles, make: Make) -> Option<Explored> {
         let rounds = std::env::var("UAIO_ROUNDS").map_or(1_024, |n| n.parse().expect("a number"));
         let seed = seed();
         failure::reached_place(Place { seed });
@@ -50,14 +46,14 @@ impl Model {
         let mut crew = stress::Crew::default();
         let mut done = 0;
         while done < rounds || (done < rounds * PATIENCE && !all_reached()) {
-            let mut scenarios: Vec<_> = (0..BATCH).map(|_| scenario()).collect();
-            let roles = scenarios.iter_mut().map(|s| std::mem::take(&mut s.roles));
+            let mut all: Vec<_> = (0..BATCH).map(|_| make()).collect();
+            let roles = all.iter_mut().map(|s| std::mem::take(&mut s.roles));
             let shifts = roles.map(|roles| roles.into_iter().map(|role| role.body).collect());
             if let Err(failure) = crew.work(shifts.collect(), &mut random, HANG) {
                 panic!("{name}: {failure}; UAIO_SEED={seed}");
             }
-            for scenario in scenarios {
-                (scenario.check)(&scenario.shared);
+            for parties in all {
+                (parties.check)();
             }
             done += BATCH;
         }

@@ -15,7 +15,7 @@ use shuttle::{
 use uaio_core::sync::timeline;
 
 use super::{
-    Count, Model, Scenario, all_reached,
+    Count, Make, Model, all_reached,
     failure::{self, Roles},
     report::{Explored, in_workspace},
     run_once, seed,
@@ -80,17 +80,13 @@ fn schedules() -> BTreeSet<OsString> {
 }
 
 impl Model {
-    pub(super) fn run<T, F>(self, _: &str, _: &Roles, scenario: F) -> Option<Explored>
-    where
-        T: Send + Sync + 'static,
-        F: Fn() -> Scenario<T> + Send + Sync + 'static,
-    {
+    pub(super) fn run(self, _: &str, _: &Roles, make: Make) -> Option<Explored> {
         let ended = Arc::new(Count::default());
         let body = {
-            let (scenario, ended) = (Arc::new(scenario), Arc::clone(&ended));
+            let ended = Arc::clone(&ended);
             move || {
                 timeline::begin();
-                run_once(scenario(), &[]);
+                run_once(make(), &[]);
                 ended.add(1);
             }
         };
