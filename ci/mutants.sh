@@ -12,8 +12,7 @@
 # not apply or compile, or names no model.
 #
 # Two mutants at a time, each in a copy of the workspace, built in place, and of the
-# models' modules only those that the mutant names: a build of all takes ten times as
-# long.
+# models' modules only those that the mutant names, for building takes most of the time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -143,6 +143,7 @@ impl<T: Send + Sync + 'static> From<Scenario<T>> for Parties {
     }
 }
 
+/// Makes it anew, for each execution.
 type Make = Arc<dyn Fn() -> Parties + Send + Sync>;
 
 /// What makes a scenario, and where it is written. All that explores one is built once,
