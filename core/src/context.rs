@@ -61,11 +61,16 @@ use crate::{
     ring::{Event, Header, Ring, RingMemory},
     slots::{Iocb, Slot, SlotMemory, Slots, Taken},
     sync::{
-        atomic::{Ordering, fence},
+        atomic::{AtomicU64, Ordering, fence},
         const_fn, hint,
     },
+    target,
     wait::{Awaited, Enqueued, Left, Owner, WaitQueue, Waiter},
 };
+
+/// A slot of this memory.
+pub(crate) type SlotOf<S> =
+    Slot<<S as SlotMemory>::Payload, <S as SlotMemory>::Polling, <S as SlotMemory>::Delivery>;
 
 /// How many events are moved at once between the ring and the caller.
 const CHUNK: usize = 32;
@@ -152,6 +157,8 @@ pub struct Context<R: RingMemory, S: SlotMemory> {
     reapers: WaitQueue,
     /// How the hooks of its requests are called, if they can poll.
     owner: Option<Owner>,
+    /// How many completions are kept back elsewhere.
+    kept: AtomicU64,
     /// Its requests may be linked into what they poll.
     _pinned: PhantomPinned,
 }
@@ -159,14 +166,23 @@ pub struct Context<R: RingMemory, S: SlotMemory> {
 impl<R: RingMemory, S: SlotMemory> Drop for Context<R, S> {
     fn drop(&mut self) {
         // Without hooks, who uses it borrows it.
-        if self.owner.is_none() {
-            return;
+        if self.owner.is_some() {
+            // A waker may be at one of its requests, also if that was reaped.
+            drop(self.destroy(|_| ()));
+            while !self.life.is_over() {
+                hint::spin_loop();
+            }
         }
-        // A waker may be at one of its requests, also if that was reaped.
-        drop(self.destroy(|_| ()));
-        while !self.life.is_over() {
+        for slot in self.slots.0.slots() {
+            // SAFETY: whose target it still has, that was not completed and never will be.
+            unsafe { target::Part::clear(&slot.delivery) };
+        }
+        // Ordering: Acquire pairs with the Release in `moved_in`.
+        while self.kept.load(Ordering::Acquire) != 0 {
             hint::spin_loop();
         }
+        // Only now: who gives up what was kept back publishes it, and whoever reaped
+        // that would have left.
         for slot in self.slots.0.slots() {
             slot.polling.leave();
         }
@@ -218,6 +234,7 @@ impl<T, const N: usize, const SLOTS: usize, const W: usize> InlineContext<T, N, 
                 life: Life::new(),
                 reapers: WaitQueue::new(),
                 owner: None,
+                kept: AtomicU64::new(0),
                 _pinned: PhantomPinned,
             }
         }
@@ -257,6 +274,7 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
             life: Life::new(),
             reapers: WaitQueue::new(),
             owner: <S::Polling as Part<S::Payload>>::owner::<R, S>(),
+            kept: AtomicU64::new(0),
             _pinned: PhantomPinned,
         })
     }
@@ -324,7 +342,7 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
         self.reserve(1)?.next().ok_or(Errno::EAGAIN)
     }
 
-    pub(crate) fn slot(&self, index: u32) -> &Slot<S::Payload, S::Polling> {
+    pub(crate) fn slot(&self, index: u32) -> &SlotOf<S> {
         &self.slots.0.slots()[index as usize]
     }
 
@@ -374,7 +392,7 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     }
 
     /// The slot that a handle, from wherever, names.
-    fn lookup(&self, handle: Handle) -> Result<&Slot<S::Payload, S::Polling>, Miss> {
+    fn lookup(&self, handle: Handle) -> Result<&SlotOf<S>, Miss> {
         self.slots.get(handle.index).ok_or(Miss::Gone)
     }
 
@@ -510,9 +528,72 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     fn deliver(&self, n: usize, events: impl IntoIterator<Item = (Event, u32)>) {
         // Users until the last touch, also when a waker panics.
         let _users = Users(&self.life, n as u64);
+        self.publish(n, events);
+    }
+
+    /// As [`deliver`](Self::deliver), of those who are counted otherwise.
+    pub(crate) fn publish(&self, n: usize, events: impl IntoIterator<Item = (Event, u32)>) {
         self.ring.publish(n, events);
         // What is visible is for those who wait to see: it may be behind a gap.
         self.reapers.wake(0);
+    }
+
+    /// The submitter's object of a claimed request of the caller's.
+    ///
+    /// # Safety
+    ///
+    /// It is claimed, and not delivered.
+    pub(crate) unsafe fn obj_of(&self, index: u32) -> u64 {
+        self.slot(index).private.with(|private| {
+            // SAFETY: the caller's alone, by the contract.
+            unsafe { (*private).iocb.obj }
+        })
+    }
+
+    /// Delivers a claimed request's completion to its target, if it has one.
+    ///
+    /// # Safety
+    ///
+    /// The request was claimed by the caller, who uses its slot no more.
+    #[inline(always)]
+    unsafe fn deliver_elsewhere(&self, handle: Handle, event: Event) -> bool {
+        // SAFETY: by the contract.
+        unsafe { <S::Delivery as target::Part>::deliver(self, handle, event) }
+    }
+
+    /// Takes what a request carried out of its slot, and frees that.
+    pub(crate) fn free(&self, index: u32) -> Option<(S::Payload, Handle)> {
+        let released = self.release(index);
+        self.slots.give_back([index]);
+        released
+    }
+
+    /// The slot with this number, from wherever.
+    pub(crate) fn slot_of(&self, index: u32) -> Option<&SlotOf<S>> {
+        self.slots.get(index)
+    }
+
+    /// Counts a completion that its target keeps back.
+    pub(crate) fn kept_back(&self) {
+        // Ordering: Relaxed. Counted as a user yet.
+        self.kept.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Uncounts it: the last touch.
+    ///
+    /// # Safety
+    ///
+    /// It was counted, or is being counted.
+    pub(crate) unsafe fn moved_in(this: *const Self) {
+        // SAFETY: it waits for this. No reference to the whole: it goes right after.
+        let kept = unsafe { &(*this).kept };
+        // Ordering: Release pairs with the Acquire in `drop`: our touches of the slot.
+        kept.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Counts who delivers one completion, until it is done.
+    pub(crate) fn delivering(&self) -> impl Drop + '_ {
+        Users(&self.life, 1)
     }
 
     /// Whether who waits for `want` events need not wait any longer.
@@ -600,9 +681,7 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
 
     /// Frees the slot of an event that a foreign reaper took.
     fn discard(&self, index: u32) {
-        let released = self.release(index);
-        self.slots.give_back([index]);
-        drop(released);
+        drop(self.free(index));
     }
 
     /// Waits until `min_nr` events are visible. The caller then reaps.
@@ -846,6 +925,15 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
         core::ptr::eq(self.context, context)
     }
 
+    /// The submitter's own value.
+    pub(crate) fn data(&self) -> u64 {
+        let slot = self.context.slot(self.handle.index);
+        slot.private.with(|private| {
+            // SAFETY: not published: this owner's alone.
+            unsafe { (*private).iocb.data }
+        })
+    }
+
     /// What it will be named by once it is accepted.
     pub(crate) fn handle(&self) -> Handle {
         self.handle
@@ -863,6 +951,8 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
 impl<R: RingMemory, S: SlotMemory> Drop for Request<'_, R, S> {
     fn drop(&mut self) {
         let payload = self.take_payload();
+        // SAFETY: not published: this owner's alone.
+        unsafe { target::Part::clear(&self.context.slot(self.handle.index).delivery) };
         // The handle was nobody's, so its generation can live again.
         self.context.slots.give_back([self.handle.index]);
         self.context.life.put(1);
@@ -875,7 +965,7 @@ impl<R: RingMemory, S: SlotMemory> Drop for Request<'_, R, S> {
 /// # Safety
 ///
 /// The slot's private part is the caller's alone for the time of the call.
-unsafe fn with_payload<T, P, O>(slot: &Slot<T, P>, f: impl FnOnce(&mut T) -> O) -> Option<O> {
+unsafe fn with_payload<T, P, D, O>(slot: &Slot<T, P, D>, f: impl FnOnce(&mut T) -> O) -> Option<O> {
     slot.private.with_mut(|private| {
         // SAFETY: the caller's alone, by the contract.
         unsafe { (*private).payload.as_mut() }.map(f)
@@ -1123,7 +1213,11 @@ impl<R: RingMemory, S: SlotMemory> Claim<'_, R, S> {
     }
 
     fn deliver(&mut self, res: i64, res2: i64) {
-        self.context.deliver(1, [self.event(res, res2)]);
+        let (event, index) = self.event(res, res2);
+        // SAFETY: claimed, and this is the end of it.
+        if !unsafe { self.context.deliver_elsewhere(self.handle, event) } {
+            self.context.deliver(1, [(event, index)]);
+        }
     }
 }
 
@@ -1156,7 +1250,13 @@ impl<'c, R: RingMemory, S: SlotMemory> Batch<'c, R, S> {
         if !core::ptr::eq(claim.context, self.context) {
             return claim.complete(res, res2);
         }
-        self.events[self.len].write(ManuallyDrop::new(claim).event(res, res2));
+        let claim = ManuallyDrop::new(claim);
+        let (event, index) = claim.event(res, res2);
+        // SAFETY: claimed, and this is the end of it.
+        if unsafe { self.context.deliver_elsewhere(claim.handle, event) } {
+            return;
+        }
+        self.events[self.len].write((event, index));
         self.len += 1;
         if self.len == CHUNK {
             self.deliver();

@@ -47,6 +47,8 @@ errnos! {
     ETIME = 62, "timer expired";
     /// More wait-queue heads than a request has waiters for.
     EOVERFLOW = 75, "too many wait queues";
+    /// The asyncfd was closed.
+    EBADFD = 77, "closed";
     /// The payload has no such operation.
     EOPNOTSUPP = 95, "operation not supported";
     /// The request is completing, or its cancellation was asked for before.

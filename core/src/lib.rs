@@ -8,6 +8,8 @@
 //! | [`ring`] | the completion ring, in Linux's layout |
 //! | [`wait`] | wait queues: who sleeps until what |
 //! | [`poll`] | requests that complete when something is ready |
+//! | [`asyncfd`] | results in a ring that its user owns, polls and replaces live |
+//! | [`target`] | where a completion goes, if not into the ring |
 //! | [`life`] | how long a thing is used, and waiting for the last user |
 //! | [`context`] | all of them together: reserve, submit, complete, reap, destroy |
 #![cfg_attr(feature = "table", doc = "| [`table`] | contexts by number |")]
@@ -39,16 +41,20 @@ compile_error!(
 #[cfg(target_pointer_width = "16")]
 compile_error!("uaio-core needs pointers of at least 32 bits");
 
+pub mod asyncfd;
 pub mod context;
 pub mod error;
+mod kept;
 pub mod life;
 pub mod poll;
 pub mod request;
 pub mod ring;
+mod role;
 pub mod slots;
 pub mod sync;
 #[cfg(feature = "table")]
 pub mod table;
+pub mod target;
 pub mod wait;
 
 pub use context::Context;

@@ -398,7 +398,7 @@ impl Wanted {
 }
 
 /// A request that waits answers for itself, by its word.
-impl<T, const N: usize> Asked for Slot<T, Heads<N>> {
+impl<T, const N: usize, D> Asked for Slot<T, Heads<N>, D> {
     unsafe fn asked(&self, mask: Option<u16>) -> Answer {
         // SAFETY: linked, and so set before.
         let Call { wanted, .. } = unsafe { self.polling.hook.call() };

@@ -63,9 +63,10 @@
 
 use crate::{
     error::Errno,
+    role::Role,
     sync::{
         Padded, Shadow,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
         const_fn,
     },
 };
@@ -354,7 +355,7 @@ struct Projection {
     /// End of the published prefix; the publisher's.
     published: AtomicU64,
     /// Held by who moves `head`: one reaper at a time.
-    reaping: AtomicBool,
+    reaping: Role,
 }
 
 /// A completion ring. See the [module](self).
@@ -401,7 +402,7 @@ impl<M: RingMemory> Ring<M> {
                 projection: Padded(Projection {
                     pending: AtomicU64::new(0),
                     published: AtomicU64::new(position),
-                    reaping: AtomicBool::new(false),
+                    reaping: Role::new(),
                 }),
                 memory,
             }
@@ -680,7 +681,7 @@ impl<M: RingMemory> Ring<M> {
         mut skipped: impl FnMut(u32),
     ) -> Result<usize, Errno> {
         let (reaping, head) = loop {
-            let reaping = self.lock_reaping().ok_or(Errno::EBUSY)?;
+            let reaping = self.projection.reaping.take().ok_or(Errno::EBUSY)?;
             let taken = self.follow(header)?;
             if taken.is_empty() {
                 // Ordering: Relaxed. Ours while we hold `reaping`.
@@ -718,7 +719,7 @@ impl<M: RingMemory> Ring<M> {
         };
         let mut any = false;
         loop {
-            let Some(reaping) = self.lock_reaping() else {
+            let Some(reaping) = self.projection.reaping.take() else {
                 return any;
             };
             let tags = self.follow(header).unwrap_or_default();
@@ -764,16 +765,6 @@ impl<M: RingMemory> Ring<M> {
         // Ordering: Acquire pairs with the publisher's Release: the events and
         // marks before the end.
         self.projection.published.load(Ordering::Acquire)
-    }
-
-    fn lock_reaping(&self) -> Option<Reaping<'_>> {
-        // Ordering: Acquire pairs with the Release in `Reaping::drop`: the last
-        // reaper's `head`.
-        // Failure Relaxed: who is refused touches nothing.
-        let reaping = &self.projection.reaping;
-        let locked = reaping.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        // Only now: a `Reaping` that is dropped lets go.
-        locked.is_ok().then(|| Reaping(reaping))
     }
 
     /// How many events are visible, counted up to `limit`.
@@ -849,16 +840,6 @@ impl IntoIterator for Tags {
     type IntoIter = core::iter::Take<core::array::IntoIter<u32, 16>>;
     fn into_iter(self) -> Self::IntoIter {
         self.tags.into_iter().take(self.len)
-    }
-}
-
-/// The role of the one reaper in Abi mode.
-struct Reaping<'a>(&'a AtomicBool);
-
-impl Drop for Reaping<'_> {
-    fn drop(&mut self) {
-        // Ordering: Release pairs with the Acquire in `lock_reaping`.
-        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -27,6 +27,7 @@ use crate::{
         cell::UnsafeCell,
         const_fn,
     },
+    target::{self, Delivery},
 };
 
 /// What the submitter says of a request, and what comes back with its event.
@@ -47,18 +48,20 @@ pub(crate) struct Private<T> {
 
 /// Room for one request. See the [module](self).
 #[derive(Debug)]
-pub struct Slot<T, P = ()> {
+pub struct Slot<T, P = (), D = ()> {
     pub(crate) word: Word,
     pub(crate) private: UnsafeCell<Private<T>>,
     /// Where it waits, by the rules of [`poll`](crate::poll).
     pub(crate) polling: P,
+    /// Where its completion goes, by the rules of [`target`](crate::target).
+    pub(crate) delivery: D,
 }
 
 // SAFETY: the word is an atomic; the private part is accessed by one thread at
 // a time, by the module's rules, and moves between threads: hence `T: Send`.
-unsafe impl<T: Send, P: Sync> Sync for Slot<T, P> {}
+unsafe impl<T: Send, P: Sync, D: Sync> Sync for Slot<T, P, D> {}
 
-impl<T, P: Part<T>> Slot<T, P> {
+impl<T, P: Part<T>, D: target::Part> Slot<T, P, D> {
     const_fn! {
         /// A free slot whose first life is `generation`.
         pub const fn new(generation: Generation) -> Self {
@@ -72,6 +75,10 @@ impl<T, P: Part<T>> Slot<T, P> {
                 polling: P::NEW,
                 #[cfg(loom)]
                 polling: P::new(),
+                #[cfg(not(loom))]
+                delivery: D::NEW,
+                #[cfg(loom)]
+                delivery: D::new(),
             }
         }
     }
@@ -109,8 +116,10 @@ pub unsafe trait SlotMemory {
     type Payload;
     /// `()`, or what its requests need to [poll](crate::poll).
     type Polling: Polling<Self::Payload>;
+    /// `()`, or what its requests need to be delivered [elsewhere](crate::target).
+    type Delivery: Delivery;
     /// The slots.
-    fn slots(&self) -> &[Slot<Self::Payload, Self::Polling>];
+    fn slots(&self) -> &[Slot<Self::Payload, Self::Polling, Self::Delivery>];
     /// One bit per slot, set while it is taken.
     fn taken(&self) -> &[Bits];
 }
@@ -146,7 +155,7 @@ impl Iterator for Taken {
 pub(crate) struct Slots<M>(pub(crate) M);
 
 impl<M: SlotMemory> Slots<M> {
-    pub(crate) fn get(&self, index: u32) -> Option<&Slot<M::Payload, M::Polling>> {
+    pub(crate) fn get(&self, index: u32) -> Option<&Slot<M::Payload, M::Polling, M::Delivery>> {
         self.0.slots().get(index as usize)
     }
 
@@ -218,12 +227,12 @@ fn lowest(bits: u64, n: u32) -> u64 {
 
 /// Memory for `N` slots, at most 64 × `W`, inside the value itself.
 #[derive(Debug)]
-pub struct Inline<T, const N: usize, const W: usize = 1, P = ()> {
-    slots: [Slot<T, P>; N],
+pub struct Inline<T, const N: usize, const W: usize = 1, P = (), D = ()> {
+    slots: [Slot<T, P, D>; N],
     taken: [Bits; W],
 }
 
-impl<T, const N: usize, const W: usize, P: Part<T>> Inline<T, N, W, P> {
+impl<T, const N: usize, const W: usize, P: Part<T>, D: target::Part> Inline<T, N, W, P, D> {
     const SIZE: () = assert!(
         N >= 1 && N <= 64 * W && N <= 1 << 24,
         "from 1 to 64 slots per word of the bitmap"
@@ -235,7 +244,7 @@ impl<T, const N: usize, const W: usize, P: Part<T>> Inline<T, N, W, P> {
         let () = Self::SIZE;
         // An array of a type that is not Copy: `[const { .. }; N]` cannot name
         // `generation`, so fill it one by one.
-        let mut slots = [const { core::mem::MaybeUninit::<Slot<T, P>>::uninit() }; N];
+        let mut slots = [const { core::mem::MaybeUninit::<Slot<T, P, D>>::uninit() }; N];
         let mut i = 0;
         while i < N {
             slots[i] = core::mem::MaybeUninit::new(Slot::new(generation));
@@ -244,9 +253,10 @@ impl<T, const N: usize, const W: usize, P: Part<T>> Inline<T, N, W, P> {
         Self {
             // SAFETY: every element was written; the layouts are the same.
             slots: unsafe {
-                core::mem::transmute_copy::<[core::mem::MaybeUninit<Slot<T, P>>; N], [Slot<T, P>; N]>(
-                    &slots,
-                )
+                core::mem::transmute_copy::<
+                    [core::mem::MaybeUninit<Slot<T, P, D>>; N],
+                    [Slot<T, P, D>; N],
+                >(&slots)
             },
             taken: [const { Bits::new() }; W],
         }
@@ -264,10 +274,13 @@ impl<T, const N: usize, const W: usize, P: Part<T>> Inline<T, N, W, P> {
 }
 
 // SAFETY: arrays with at least one bit per slot, made zero, private to the value.
-unsafe impl<T, const N: usize, const W: usize, P: Polling<T>> SlotMemory for Inline<T, N, W, P> {
+unsafe impl<T, const N: usize, const W: usize, P: Polling<T>, D: Delivery> SlotMemory
+    for Inline<T, N, W, P, D>
+{
     type Payload = T;
     type Polling = P;
-    fn slots(&self) -> &[Slot<T, P>] {
+    type Delivery = D;
+    fn slots(&self) -> &[Slot<T, P, D>] {
         &self.slots
     }
     fn taken(&self) -> &[Bits] {
@@ -278,13 +291,13 @@ unsafe impl<T, const N: usize, const W: usize, P: Polling<T>> SlotMemory for Inl
 /// Memory for slots on the heap.
 #[cfg(feature = "alloc")]
 #[derive(Debug)]
-pub struct Boxed<T, P = ()> {
-    slots: alloc::boxed::Box<[Slot<T, P>]>,
+pub struct Boxed<T, P = (), D = ()> {
+    slots: alloc::boxed::Box<[Slot<T, P, D>]>,
     taken: alloc::boxed::Box<[Bits]>,
 }
 
 #[cfg(feature = "alloc")]
-impl<T, P: Part<T>> Boxed<T, P> {
+impl<T, P: Part<T>, D: target::Part> Boxed<T, P, D> {
     /// Memory for `n` slots.
     ///
     /// # Errors
@@ -303,10 +316,11 @@ impl<T, P: Part<T>> Boxed<T, P> {
 
 // SAFETY: boxed slices, never moved or resized, one bit per slot, made zero.
 #[cfg(feature = "alloc")]
-unsafe impl<T, P: Polling<T>> SlotMemory for Boxed<T, P> {
+unsafe impl<T, P: Polling<T>, D: Delivery> SlotMemory for Boxed<T, P, D> {
     type Payload = T;
     type Polling = P;
-    fn slots(&self) -> &[Slot<T, P>] {
+    type Delivery = D;
+    fn slots(&self) -> &[Slot<T, P, D>] {
         &self.slots
     }
     fn taken(&self) -> &[Bits] {
