@@ -11,6 +11,7 @@
     reason = "a test is named after its closure, so it has to have one"
 )]
 
+mod asyncfd;
 mod cancel;
 mod context;
 mod notify;

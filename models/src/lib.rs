@@ -30,6 +30,8 @@ pub mod scenarios;
 pub use harness::{Model, Scenario, Theorem, block_on, reached};
 
 #[cfg(test)]
+mod asyncfd;
+#[cfg(test)]
 mod attempt;
 #[cfg(all(test, loom))]
 mod checker;
@@ -49,5 +51,7 @@ mod ring;
 mod slots;
 #[cfg(test)]
 mod table;
+#[cfg(test)]
+mod target;
 #[cfg(test)]
 mod wait;

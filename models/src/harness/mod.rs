@@ -37,6 +37,8 @@ use std::{
 #[cfg(any(loom, shuttle))]
 mod control;
 mod failure;
+#[cfg(test)]
+pub(crate) mod lent;
 mod parts;
 mod report;
 mod theorem;
