@@ -5,23 +5,25 @@ use std::{
     future::Future,
     ops::RangeInclusive,
     pin::pin,
+    ptr::NonNull,
     sync::Arc,
     task::{self, Poll},
-    thread,
     time::{Duration, Instant},
 };
 
 use uaio_core::{
     Errno,
+    asyncfd::Uring,
     context::{self, Expired, Handle, Reservations},
     poll::Refused,
     ring, slots,
 };
 
 use crate::{
-    drive::unpark,
+    asyncfd::AsyncFd,
+    drive::block_on,
     op::{Course, Op},
-    pool::{Pool, Slots, as_result},
+    pool::{Pool, Request, Slots, as_result},
     raw::Iocb,
 };
 
@@ -96,6 +98,7 @@ pub struct Context(Arc<Owner>);
 static_assertions::assert_impl_all!(Context: Send, Sync);
 static_assertions::assert_impl_all!(Op: Send);
 static_assertions::assert_impl_all!(crate::File: Send, Sync);
+static_assertions::assert_impl_all!(AsyncFd: Send, Sync);
 
 /// What the users' handles share; the workers do not keep it alive.
 struct Owner(Arc<Pool>);
@@ -152,8 +155,9 @@ impl Context {
     /// Why the *first* was refused; of a later one, submitting it again tells.
     /// EAGAIN: there is no room, take completions out first. EINVAL: the request
     /// makes no sense (an offset above 2^63 - 1, more than 1,024 buffers, only
-    /// a handle of one that was accepted before, or a [poll](Op::poll) for what will
-    /// never be), or the context is destroyed. EOVERFLOW: a polled source has more
+    /// a handle of one that was accepted before, a [poll](Op::poll) for what will
+    /// never be, or a [target](Op::to) that is another context's, or given no data), or
+    /// the context is destroyed. EBADFD: its target is closed. EOVERFLOW: a polled source has more
     /// than two heads. EBADF: it is the path of a file, and not open. ENOSPC, ENOMEM,
     /// ELOOP: epoll takes no more descriptors, or not this one.
     ///
@@ -234,6 +238,43 @@ impl Context {
         Ok(total)
     }
 
+    /// A descriptor over a ring for `size` completions, for requests that
+    /// [name](Op::to) it.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL: the size is zero or above 2^24, or the context is destroyed. EMFILE,
+    /// ENFILE, ENOMEM: the system has no descriptor left.
+    pub fn asyncfd(&self, size: usize) -> Result<AsyncFd, Errno> {
+        AsyncFd::new(self.pool(), size)
+    }
+
+    /// As [`asyncfd`](Self::asyncfd), over a ring where its user has it: of `size`
+    /// [`AsyncfdResult`](crate::AsyncfdResult)s at `ptr`, as the header says, which is
+    /// read once. Both are the patch's of 2007, and may be shared with whoever.
+    ///
+    /// What others write there is their own harm: an error, or results that are not
+    /// found.
+    ///
+    /// # Errors
+    ///
+    /// As of `asyncfd`; and EINVAL: an address is not aligned to 8. EFAULT: `ptr` is
+    /// null, the results would reach beyond the end of the address space, or an index
+    /// is out of range.
+    ///
+    /// # Safety
+    ///
+    /// If `uring` is aligned it is valid for reads and writes of a [`Uring`](crate::Uring),
+    /// and if no error is returned so are the results that it describes: until the
+    /// `AsyncFd` is dropped; or, of a ring that was [replaced](AsyncFd::replace), until
+    /// a later [`drain`](AsyncFd::drain) has said Empty. The header is not among the
+    /// results, and no other ring, of this asyncfd neither, uses any of it meanwhile.
+    /// Whatever else accesses them does so atomically, word by word.
+    pub unsafe fn asyncfd_at(&self, uring: NonNull<Uring>) -> Result<AsyncFd, Errno> {
+        // SAFETY: the same contract.
+        unsafe { AsyncFd::at(self.pool(), uring) }
+    }
+
     /// Takes out completions, from `min_nr` to `nr` of them, appends them to
     /// `events`, and tells how many.
     ///
@@ -301,7 +342,10 @@ impl Context {
             let wanted = (nr - got).min(CHUNK);
             let n = self.pool().core.reap(&mut chunk[..wanted])?;
             let reaped = chunk.iter().flatten();
-            let driven = reaped.filter(|done| done.payload.is_driven()).count();
+            // What named a target, which was closed, says so itself.
+            let driven =
+                reaped.filter(|done| done.payload.to.is_none() && done.payload.is_driven());
+            let driven = driven.count();
             if driven > 0 {
                 self.pool().drive.over(driven);
             }
@@ -411,27 +455,26 @@ impl Context {
 
 fn destroy(pool: &Pool) {
     pool.close();
-    let mut over = pin!(pool.core.destroy(|_| {}));
-    let waker = unpark();
-    let mut task = task::Context::from_waker(&waker);
-    while over.as_mut().poll(&mut task).is_pending() {
-        thread::park();
-    }
+    block_on(pin!(pool.core.destroy(|_| {})));
     pool.join();
 }
 
-fn completion(done: context::Completion<Op>) -> Completion {
+pub(crate) fn completion(done: context::Completion<Op>) -> Completion {
     let context::Completion {
         event,
         mut payload,
         handle,
     } = done;
+    if let Some(to) = &mut payload.to {
+        to.over();
+    }
     Completion {
         data: event.data,
         result: match usize::try_from(event.res) {
             Ok(n) => Ok(n),
-            Err(_) => Err(i32::try_from(-event.res)
-                .ok()
+            // Out of memory that others can write it may be anything.
+            Err(_) => Err((event.res.checked_neg())
+                .and_then(|number| i32::try_from(number).ok())
                 .and_then(Errno::from_raw)
                 .unwrap_or(Errno::EIO)),
         },
@@ -450,6 +493,8 @@ struct Submission<'c> {
     queued: bool,
     /// How many it has accepted that somebody has to drive for.
     driven: usize,
+    /// How many of those have a target that is no ring.
+    unreaped: usize,
 }
 
 impl<'c> Submission<'c> {
@@ -460,13 +505,14 @@ impl<'c> Submission<'c> {
             batch: pool.core.batch(),
             queued: false,
             driven: 0,
+            unreaped: 0,
         }
     }
 
     /// Accepts the request at `place`, or leaves it there. `wanted` requests,
     /// this one included, are still to come.
     fn accept(&mut self, place: &mut Op, wanted: usize) -> Result<Handle, Errno> {
-        place.check()?;
+        place.check(&self.pool.drive)?;
         // Also of a submission that has its room already: what it does itself
         // is no shorter for being many.
         if self.pool.core.is_destroyed() {
@@ -490,10 +536,20 @@ impl<'c> Submission<'c> {
             data: op.data,
             obj: 0,
         };
-        let request = reservation.fill(iocb, op);
+        let target = op.to.as_mut().map(|to| {
+            to.driven = driven;
+            Arc::clone(&to.ring)
+        });
+        let unreaped = driven && target.is_some();
+        let core = self.pool.core.as_ref();
+        let mut request = reservation.fill(iocb, op);
+        if let Some(target) = target {
+            request =
+                (core.deliver_to(request, target)).map_err(|refused| refuse(refused, place))?;
+        }
         // Before: a source's panic ends the request, and this.
         self.driven += usize::from(driven);
-        let core = self.pool.core.as_ref();
+        self.unreaped += usize::from(unreaped);
         let accepted = match course {
             Course::Done(result) => {
                 let claim = request.claim();
@@ -508,12 +564,10 @@ impl<'c> Submission<'c> {
             Course::Poll(events) => core.poll(request, events),
             Course::Attempt(events) => core.attempt(request, events),
         };
-        let handle = accepted.map_err(|Refused { error, request }| {
+        let handle = accepted.map_err(|refused| {
             self.driven -= usize::from(driven);
-            if let Some(op) = request.refuse() {
-                *place = op;
-            }
-            error
+            self.unreaped -= usize::from(unreaped);
+            refuse(refused, place)
         })?;
         if let Some(at) = limit {
             self.pool.limit(at, handle);
@@ -534,13 +588,26 @@ impl<'c> Submission<'c> {
     }
 }
 
+/// Puts what was refused back where it was.
+fn refuse(refused: Refused<Request<'_>>, place: &mut Op) -> Errno {
+    let Refused { error, request } = refused;
+    if let Some(mut op) = request.refuse() {
+        if let Some(to) = &mut op.to {
+            // It was not counted.
+            to.driven = false;
+        }
+        *place = op;
+    }
+    error
+}
+
 impl Drop for Submission<'_> {
     fn drop(&mut self) {
         if self.queued {
             self.pool.call();
         }
         if self.driven > 0 {
-            self.pool.drive.begun(self.driven);
+            self.pool.drive.begun(self.driven, self.unreaped);
             self.pool.attend();
         }
     }

@@ -8,7 +8,8 @@
 //! While nobody waits, a thread of the context's own does, the *driver*: it takes over
 //! when nobody has driven for a while, gives way to whoever comes, and goes when it was
 //! not needed for long. So what is armed goes on also without a reaper, and a program
-//! that mostly waits does not pay for it.
+//! that mostly waits does not pay for it. While there are requests whose completions go
+//! to an asyncfd it takes over at once: no reaper is to be expected for those.
 //!
 //! All that is decided under one lock, which is never held while anybody sleeps, wakes
 //! or is called.
@@ -16,8 +17,9 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
+    pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    task::{Wake, Waker},
+    task::{self, Wake, Waker},
     thread::{self, Thread, ThreadId},
     time::{Duration, Instant},
 };
@@ -56,6 +58,8 @@ struct State {
     /// How many requests need somebody to drive. Below zero for a moment if one is
     /// taken out before it was counted.
     driven: isize,
+    /// How many of those no reaper takes out: their target is an asyncfd.
+    unreaped: isize,
     /// How often somebody drove.
     turns: u64,
     driver: Driver,
@@ -88,6 +92,7 @@ impl Drive {
                 limits: BTreeMap::new(),
                 limits_set: 0,
                 driven: 0,
+                unreaped: 0,
                 turns: 0,
                 driver: Driver::Absent,
                 closed: false,
@@ -128,14 +133,30 @@ impl Drive {
         }
     }
 
-    /// So many more requests need somebody to drive.
-    pub(crate) fn begun(&self, driven: usize) {
-        lock(&self.state).driven += driven.cast_signed();
+    /// So many more requests need somebody to drive, and so many of them have no reaper.
+    pub(crate) fn begun(&self, driven: usize, unreaped: usize) {
+        let mut state = lock(&self.state);
+        state.driven += driven.cast_signed();
+        state.unreaped += unreaped.cast_signed();
     }
 
     /// So many were taken out.
     pub(crate) fn over(&self, driven: usize) {
         lock(&self.state).driven -= driven.cast_signed();
+    }
+
+    /// One that had no reaper was collected, or dropped.
+    pub(crate) fn unreaped_over(&self) {
+        let mut state = lock(&self.state);
+        state.driven -= 1;
+        state.unreaped -= 1;
+    }
+
+    /// How many need somebody to drive, and how many of them have no reaper.
+    #[cfg(test)]
+    pub(crate) fn needed_by(&self) -> (isize, isize) {
+        let state = lock(&self.state);
+        (state.driven, state.unreaped)
     }
 
     /// Whether the caller has to start the driver, which [runs](Self::run); one that is
@@ -169,20 +190,23 @@ impl Drive {
                 false => (Driver::Watching, GRACE),
             };
             state.driver = driver;
-            let (back, wait) =
-                (self.needed.wait_timeout(state, time)).unwrap_or_else(PoisonError::into_inner);
-            state = back;
-            if !wait.timed_out() {
-                continue;
-            }
-            if idle {
-                if state.leader.is_some() || state.driven <= 0 {
-                    break;
+            // Nobody else is to be expected for those without a reaper.
+            if idle || state.unreaped <= 0 {
+                let (back, wait) =
+                    (self.needed.wait_timeout(state, time)).unwrap_or_else(PoisonError::into_inner);
+                state = back;
+                if !wait.timed_out() {
+                    continue;
                 }
-                continue;
-            }
-            if state.leader.is_some() || state.turns != turns || state.closed {
-                continue;
+                if idle {
+                    if state.leader.is_some() || state.driven <= 0 {
+                        break;
+                    }
+                    continue;
+                }
+                if state.leader.is_some() || state.turns != turns || state.closed {
+                    continue;
+                }
             }
             state.leader = Some(thread::current().id());
             state.driver = Driver::Driving;
@@ -360,4 +384,13 @@ impl Wake for Unpark {
 /// Wakes the calling thread.
 pub(crate) fn unpark() -> Waker {
     Arc::new(Unpark(thread::current())).into()
+}
+
+/// Parks the calling thread until that is over.
+pub(crate) fn block_on(mut over: Pin<&mut impl Future<Output = ()>>) {
+    let waker = unpark();
+    let mut task = task::Context::from_waker(&waker);
+    while over.as_mut().poll(&mut task).is_pending() {
+        thread::park();
+    }
 }

@@ -5,6 +5,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("uaio needs a 64-bit target: file offsets are passed in one register");
 
+mod asyncfd;
 mod context;
 mod drive;
 mod epoll;
@@ -14,12 +15,14 @@ mod pool;
 mod raw;
 mod sys;
 
+pub use asyncfd::AsyncFd;
 pub use context::{Builder, Completion, Context};
 pub use file::{File, Unfit};
 pub use op::Op;
 pub use raw::Iocb;
 pub use uaio_core::{
     Errno,
+    asyncfd::{AsyncfdResult, Drained, ResultCell, Uring},
     context::Handle,
     poll::{Source, event},
 };

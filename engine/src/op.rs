@@ -1,6 +1,12 @@
 //! Requests: what to do, to which file, with which memory.
 
-use std::{fmt, mem, ops::Deref, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    fmt, mem,
+    ops::Deref,
+    os::fd::AsFd,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use libc::{c_void, iovec};
 use rustix::fs::FileType;
@@ -12,6 +18,8 @@ use uaio_core::{
 };
 
 use crate::{
+    asyncfd::{AsyncFd, Ring},
+    drive::Drive,
     epoll::{Epoll, Watch},
     file::{File, Way},
     sys::{self, Direction, EVENTS, IOV_MAX, Trial},
@@ -43,11 +51,40 @@ use crate::{
 pub struct Op {
     pub(crate) data: u64,
     pub(crate) timeout: Option<Duration>,
+    /// Where its completion goes, if not into the context's ring.
+    pub(crate) to: Option<To>,
     offload: bool,
     progress: Progress,
     /// Of a stream's, while it is under way. Dropped before the file.
     watch: Option<Arc<Watch>>,
     work: Work,
+}
+
+/// The target of a request.
+#[derive(Debug)]
+pub(crate) struct To {
+    pub(crate) ring: Arc<Ring>,
+    /// Of its context, and stands for that.
+    drive: Weak<Drive>,
+    /// Somebody has to drive for the request, until it is collected or dropped.
+    pub(crate) driven: bool,
+}
+
+impl To {
+    /// Nobody has to drive for it any more.
+    pub(crate) fn over(&mut self) {
+        if mem::take(&mut self.driven)
+            && let Some(drive) = self.drive.upgrade()
+        {
+            drive.unreaped_over();
+        }
+    }
+}
+
+impl Drop for To {
+    fn drop(&mut self) {
+        self.over();
+    }
 }
 
 /// How far an accepted request is.
@@ -194,6 +231,7 @@ impl Op {
         Self {
             data: 0,
             timeout: None,
+            to: None,
             offload: false,
             progress: Progress::default(),
             watch: None,
@@ -369,6 +407,22 @@ impl Op {
         self
     }
 
+    /// Has the completion go to `asyncfd`, where it is [popped](AsyncFd::pop), instead
+    /// of the ring of the context.
+    ///
+    /// Its [`data`](Self::data) must not be zero, which in the asyncfd's memory says
+    /// that there is nothing. What comes back with the completion keeps its target. If
+    /// that is closed meanwhile, the completion comes out of the context after all. (Raw
+    /// requests have no target.)
+    pub fn to(mut self, asyncfd: &AsyncFd) -> Self {
+        self.to = Some(To {
+            ring: Arc::clone(asyncfd.ring()),
+            drive: Arc::downgrade(asyncfd.drive()),
+            driven: false,
+        });
+        self
+    }
+
     #[cfg(test)]
     pub(crate) fn panic() -> Self {
         Self::new(Work::Panic)
@@ -450,8 +504,16 @@ impl Op {
 impl Op {
     /// # Errors
     ///
-    /// EINVAL when the request makes no sense.
-    pub(crate) fn check(&self) -> Result<(), Errno> {
+    /// EINVAL when the request makes no sense. EBADFD: its target is closed.
+    pub(crate) fn check(&self, drive: &Arc<Drive>) -> Result<(), Errno> {
+        if let Some(to) = &self.to {
+            if self.data == 0 || to.drive.as_ptr() != Arc::as_ptr(drive) {
+                return Err(Errno::EINVAL);
+            }
+            if to.ring.is_closed() {
+                return Err(Errno::EBADFD);
+            }
+        }
         let sensible = match &self.work {
             Work::Nop | Work::Sync { .. } => true,
             // What there is no such event for will never be.

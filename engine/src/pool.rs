@@ -39,15 +39,17 @@ use uaio_core::{
     poll::Heads,
     request::{Miss, Phase},
     ring, slots,
+    target::To,
 };
 
 use crate::{
+    asyncfd::Ring,
     drive::Drive,
     op::Op,
     sys::{SignalsBlocked, lock},
 };
 
-pub(crate) type Slots = slots::Boxed<Op, Heads>;
+pub(crate) type Slots = slots::Boxed<Op, Heads, To<Arc<Ring>>>;
 type Core = context::Context<ring::Boxed, Slots>;
 pub(crate) type Claim<'c> = context::Claim<'c, ring::Boxed, Slots>;
 pub(crate) type Request<'c> = context::Request<'c, ring::Boxed, Slots>;

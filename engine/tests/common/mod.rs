@@ -10,6 +10,7 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -75,6 +76,17 @@ pub(crate) fn collect(context: &Context, n: usize) -> Vec<Completion> {
     let mut events = Vec::new();
     assert_eq!(context.getevents(n, n, None, &mut events), Ok(n));
     events
+}
+
+/// Calls it if the thread panics, lest others wait for it.
+pub(crate) struct OnPanic<F: Fn()>(pub(crate) F);
+
+impl<F: Fn()> Drop for OnPanic<F> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            (self.0)();
+        }
+    }
 }
 
 /// A place to run a test program in.
