@@ -48,8 +48,8 @@
 //!
 //! One word says whether the consumer has something to do. Producers set it and wake
 //! those who wait, if it was not set; [`drain`](Asyncfd::drain) resets it before it
-//! looks for the last time. An awake consumer thus costs a producer one load, and one
-//! that sleeps one wake-up, however many results come.
+//! looks for the last time. An awake consumer thus costs a producer a fence and a load,
+//! and one that sleeps one wake-up, however many results come.
 //!
 //! | | publish, then | drain |
 //! |---|---|---|
@@ -95,7 +95,7 @@ use crate::{
         cell::UnsafeCell,
         const_fn, hint,
     },
-    wait::{Awaited, Enqueued, Left, WaitQueue, Waiter},
+    wait::{Enqueued, Left, WaitQueue, Waiter},
 };
 
 /// A result, as the user sees it: the patch's `struct asyncfd_result`.
@@ -559,10 +559,13 @@ impl<M: UringMemory> Asyncfd<M> {
         if self.readable.load(Ordering::Relaxed) != 0 {
             return;
         }
-        // Ordering: SeqCst, against the fence in `is_news`: who stored sees what was
-        // popped, or we see what it stored.
-        fence(Ordering::SeqCst);
-        let done = self.consume().and_then(|consumer| consumer.is_done());
+        let done = self.consume().and_then(|consumer| {
+            // Ordering: SeqCst, against the fence in `is_news`: who stored sees what was
+            // popped, or we see what it stored. With the role: so what was popped by
+            // those who find us at it lies before, too.
+            fence(Ordering::SeqCst);
+            consumer.is_done()
+        });
         // Re-check: nobody else consumes, and would see to it.
         if done != Ok(true) && done != Err(Errno::EBUSY) {
             self.tell(event::IN);
@@ -637,9 +640,10 @@ impl<M: UringMemory> Asyncfd<M> {
     /// Replaces the ring by another. What is in the old one is read first; the next
     /// drain moves what was kept back into the new one.
     ///
-    /// The future resolves when nobody writes the old ring any more, nor one before it.
-    /// Its memory is dropped when the consumer has read it out, or with the asyncfd. It is replaced
-    /// also if the future is dropped.
+    /// The future resolves when nobody stores results in the old ring any more, nor in one
+    /// before it. The consumer still does: it frees places, and leaves the indices as they
+    /// belong; so the memory is used until it is dropped, which is when the consumer has
+    /// read it out, or with the asyncfd. It is replaced also if the future is dropped.
     ///
     /// # Errors
     ///
@@ -710,9 +714,9 @@ impl<M: UringMemory> Asyncfd<M> {
     /// Closes it: results are refused from now on. What is in the rings can still be
     /// popped.
     ///
-    /// The future resolves when nobody writes them any more, for each who closes it.
+    /// The future resolves when nobody stores results any more, for each who closes it.
     /// Before the first one to do so resolves, what was kept back comes out of its
-    /// context instead. For ordinary callers: it may have to spin for who is just
+    /// context instead, where what completes meanwhile may have come first. For ordinary callers: it may have to spin for who is just
     /// popping.
     pub fn close(&self) -> Out<'_, M> {
         // Ordering: Acquire pairs with the Release in `replace`: what the ring is owed
@@ -1354,8 +1358,13 @@ impl<'a, M: UringMemory> Out<'a, M> {
 }
 
 impl<M: UringMemory> Out<'_, M> {
+    /// Whether it need not wait any longer, as far as one sees who may not wait.
+    fn holds(&self) -> bool {
+        self.asyncfd.is_out(self.epoch)
+    }
+
     fn is_over(&self) -> bool {
-        let out = self.asyncfd.is_out(self.epoch);
+        let out = self.holds();
         if out && self.closing {
             self.asyncfd.settle();
         }
@@ -1371,9 +1380,13 @@ impl<L: Lead> Readable<L> {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn holds(&self) -> bool {
         let asyncfd = self.asyncfd.asyncfd();
         asyncfd.is_readable() || asyncfd.is_closed()
+    }
+
+    fn is_over(&self) -> bool {
+        self.holds()
     }
 
     /// Waits no longer, say because its time is up.
@@ -1388,20 +1401,6 @@ impl<L: Lead> Readable<L> {
             Left::Woken => Expired::Woken,
             Left::Unwoken => Expired::TimedOut,
         }
-    }
-}
-
-// A wake says something, and then who waits looks itself: the asyncfd may have moved,
-// if the future was forgotten. With zero they are asked when they are polled.
-impl<M: UringMemory> Awaited for Out<'_, M> {
-    fn holds(&self, mask: u16) -> bool {
-        mask != 0 || self.asyncfd.is_out(self.epoch)
-    }
-}
-
-impl<L: Lead> Awaited for Readable<L> {
-    fn holds(&self, mask: u16) -> bool {
-        mask != 0 || self.is_over()
     }
 }
 
@@ -1428,15 +1427,22 @@ macro_rules! waits {
                 let queue = &this.asyncfd.asyncfd().readers;
                 loop {
                     let (waiter, waker) = (this.waiter(), task.waker());
+                    // Nobody else asks: the asyncfd may have moved, if this is forgotten.
+                    let ready = || this.holds();
                     // SAFETY: the waiter is used with this queue only; `drop` leaves it.
-                    let enqueued = unsafe { queue.enqueue(waiter, waker, this.get_ref()) };
-                    // The queue is never closed.
+                    let enqueued = unsafe { queue.enqueue_for_any(waiter, waker, ready) };
                     if enqueued == Ok(Enqueued::Waiting) {
                         return Poll::Pending;
                     }
                     // Re-check: whoever is told anything is woken.
                     if this.is_over() {
                         return Poll::Ready(());
+                    }
+                    if enqueued.is_err() {
+                        // Somebody has closed the queue that the source shows, and nobody
+                        // is woken any more.
+                        task.waker().wake_by_ref();
+                        return Poll::Pending;
                     }
                 }
             }
@@ -1558,7 +1564,7 @@ impl Mapped {
         }
         if address
             .checked_add(size * size_of::<ResultCell>())
-            .is_none_or(|end| end > isize::MAX as usize)
+            .is_none()
         {
             return Err(Errno::EFAULT);
         }

@@ -171,8 +171,9 @@ impl<D: Lead + Send + Sync> Part for To<D> {
             res: event.res,
             res2: event.res2,
         };
-        // Until the last touch, also when a waker panics.
+        // Until the last touch, also when a waker panics, or the target ends with this.
         let _user = context.delivering();
+        let target = target;
         // Ordering: Relaxed. What is posted says when it counts.
         part.from.store(place_of(&target), Ordering::Relaxed);
         let back = Back {
@@ -250,7 +251,11 @@ where
     /// What the target keeps back stays in this context: dropping the context waits, by
     /// spinning, until the target has moved it in, or its end was awaited
     /// ([`close`](crate::asyncfd::Asyncfd::close)), or it was dropped. So drop the context
-    /// last. [Destroying](Self::destroy) does not wait for it.
+    /// last, and let no request carry the last lead to a target: it goes after that.
+    /// [Destroying](Self::destroy) does not wait for it.
+    ///
+    /// Who completes the request drops the lead: keep another one, or the target ends
+    /// there.
     ///
     /// # Errors
     ///

@@ -960,6 +960,29 @@ impl WaitQueue {
         unsafe { self.link(waiter.get_ref(), awaited, waker, || awaited.holds(0)) }
     }
 
+    /// As [`enqueue`](Self::enqueue), for who is woken by any wake, and looks itself
+    /// whether it was for it: it is asked here, and by nobody else.
+    ///
+    /// # Safety
+    ///
+    /// As there, of the waiter.
+    pub(crate) unsafe fn enqueue_for_any(
+        &self,
+        waiter: Pin<&Waiter>,
+        waker: &Waker,
+        ready: impl Fn() -> bool,
+    ) -> Result<Enqueued, Closed> {
+        struct Any;
+        impl Awaited for Any {
+            fn holds(&self, _: u16) -> bool {
+                true
+            }
+        }
+        let waker = Some(waker.clone());
+        // SAFETY: the same contract.
+        unsafe { self.link(waiter.get_ref(), &Any, waker, ready) }
+    }
+
     /// As [`enqueue`](Self::enqueue), for who answers for itself, and looks whether
     /// it has to wait after this, not before.
     ///

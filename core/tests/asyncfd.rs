@@ -7,18 +7,18 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     ptr::NonNull,
-    sync::Arc,
-    task::{Context as Task, Poll, Waker},
+    sync::{Arc, Mutex},
+    task::{Context as Task, Poll, Wake, Waker},
 };
 
 use memory::{Area, Shared};
 use uaio_core::{
     Context, Errno,
     asyncfd::{Asyncfd, AsyncfdResult, Drained, Inline, MAX_RESULTS, Mapped, RINGS, Uring},
-    poll::{Heads, event},
+    poll::{Heads, Source, event},
     ring::{self, Event},
     slots::{self, Iocb},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicUsize, Ordering},
     target::To,
 };
 
@@ -72,7 +72,6 @@ fn impossible_rings_are_refused() {
     assert_eq!(refused(0, 1, 0), Errno::EFAULT);
     assert_eq!(refused(u64::MAX - 31, 1, 0), Errno::EFAULT);
     assert_eq!(refused(u64::MAX - 63, 2, 0), Errno::EFAULT);
-    assert_eq!(refused(1 << 63, 1, 0), Errno::EFAULT);
 
     let header = Uring::new(4096, 1, 0);
     // SAFETY: one byte on, within the header.
@@ -460,4 +459,46 @@ fn impossible_targets_are_refused() {
     assert_eq!(Arc::strong_count(&asyncfd), 2);
     drop(request);
     assert_eq!(Arc::strong_count(&asyncfd), 1);
+}
+
+/// Who waits and is forgotten borrows nothing any more: it is not asked.
+#[test]
+fn a_forgotten_waiter_is_not_asked() {
+    // Or it would be a leak.
+    static FORGOTTEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    let mut task = Task::from_waker(Waker::noop());
+    let asyncfd = Box::new(Asyncfd::new(Inline::<2>::new()).unwrap());
+    assert_eq!(asyncfd.drain(), Ok(Drained::Empty));
+    let mut readable = Box::pin(asyncfd.readable());
+    assert_eq!(readable.as_mut().poll(&mut task), Poll::Pending);
+    // SAFETY: it is not moved, nor ever dropped.
+    let readable = Box::into_raw(unsafe { Pin::into_inner_unchecked(readable) });
+    FORGOTTEN.lock().unwrap().push(readable.addr());
+    let moved = Box::new(*asyncfd);
+    moved.heads(&mut |queue| {
+        queue.wake(0);
+    });
+    assert!(!moved.is_readable());
+}
+
+/// A queue that somebody has closed wakes nobody; who waits there goes on looking.
+#[test]
+fn who_waits_at_a_closed_queue_looks_again() {
+    struct Count(AtomicUsize);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let count = Arc::new(Count(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&count));
+    let mut task = Task::from_waker(&waker);
+    let asyncfd = Asyncfd::new(Inline::<2>::new()).unwrap();
+    assert_eq!(asyncfd.drain(), Ok(Drained::Empty));
+    asyncfd.heads(&mut |queue| queue.close());
+    let mut readable = pin!(asyncfd.readable());
+    assert_eq!(readable.as_mut().poll(&mut task), Poll::Pending);
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    assert_eq!(asyncfd.add_results(&[result(1)]), Ok(1));
+    assert_eq!(readable.as_mut().poll(&mut task), Poll::Ready(()));
 }
