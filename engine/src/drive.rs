@@ -169,6 +169,8 @@ impl Drive {
         match mem::replace(&mut state.driver, Driver::Watching) {
             Driver::Absent => return true,
             Driver::Waiting => self.needed.notify_one(),
+            // It waits for a reaper, who is not to be expected for these.
+            Driver::Watching if state.unreaped > 0 => self.needed.notify_one(),
             Driver::Watching | Driver::Driving => {}
         }
         false
