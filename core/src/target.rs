@@ -318,22 +318,23 @@ where
 
     fn take_posted(&self, target: &D, index: u32, posted: u64) -> Option<(S::Payload, Handle)> {
         let slot = self.slot_of(index)?;
-        // Ordering: Acquire pairs with the Release in `over`: from where.
+        // Ordering: Acquire pairs with the Release in `over`: who delivered it is done
+        // with the slot.
         // Re-check: there is something to collect.
         if posted == 0 || slot.delivery.posted.load(Ordering::Acquire) != posted {
             return None;
         }
-        // Ordering: Relaxed. Of this life, or the compare-and-swap fails.
+        // Ordering: Relaxed. Seen with what was posted; of this life, or the
+        // compare-and-swap fails.
         // Re-check: it is not another target's.
         if slot.delivery.from.load(Ordering::Relaxed) != place_of(target) {
             return None;
         }
-        // Ordering: Acquire pairs with the Release in `over`. Failure Relaxed: nothing
-        // is touched.
+        // Ordering: Relaxed. What it takes is what was loaded: it is stored once a life.
         let collected =
             slot.delivery
                 .posted
-                .compare_exchange(posted, 0, Ordering::Acquire, Ordering::Relaxed);
+                .compare_exchange(posted, 0, Ordering::Relaxed, Ordering::Relaxed);
         // Re-check: it is collected once.
         if collected.is_err() {
             return None;
