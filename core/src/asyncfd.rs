@@ -681,7 +681,10 @@ impl<M: UringMemory> Asyncfd<M> {
             // Re-check: nobody enters a closed one.
             if gate & CLOSED != 0 {
                 // SAFETY: as above.
-                match unsafe { place.end() } {
+                let ended = unsafe { place.end() };
+                // As `begin` demands.
+                self.tell(event::IN);
+                match ended {
                     Some(ring) => return refuse(Errno::EBADFD, ring),
                     None => unreachable!("the ring was put there above"),
                 }
@@ -698,7 +701,8 @@ impl<M: UringMemory> Asyncfd<M> {
         }
         drop(replacing);
         self.retire(gate);
-        // All may have left the old one; what is kept back can move into the new one.
+        // All may have left the old one; what is kept back can move into the new one. And
+        // as `begin` demands.
         self.tell(event::IN);
         Ok(Out::of(self, epoch, false))
     }
@@ -743,7 +747,7 @@ impl<M: UringMemory> Asyncfd<M> {
 
     /// Whether the consumer has something to do, or had, and has not drained since.
     pub fn is_readable(&self) -> bool {
-        // Ordering: Acquire pairs with the fence in `tell`: who finds it readable finds
+        // Ordering: Acquire pairs with the Release in `tell`: who finds it readable finds
         // what there is to read.
         self.readable.load(Ordering::Acquire) != 0
     }
@@ -756,12 +760,11 @@ impl<M: UringMemory> Asyncfd<M> {
 
     /// Makes it readable, and calls those who wait.
     fn tell(&self, events: u16) {
-        // Ordering: SeqCst, against the fence in `drain`: what there is to tell comes
-        // before the word that says so. A drain that misses it resets the word before.
-        fence(Ordering::SeqCst);
-        // Ordering: Relaxed. `wake` fences. Its order with the drain's swap is what
-        // counts: hence not a store.
-        self.readable.swap(1, Ordering::Relaxed);
+        // Ordering: Release pairs with the fence in `drain_to` and with the Acquire in
+        // `is_readable`: what there is to tell. A drain whose swap comes later sees it, and
+        // one whose swap comes before leaves the word set. Hence not a store, which would
+        // hide what others told before.
+        self.readable.swap(1, Ordering::Release);
         self.readers.wake(events);
     }
 
@@ -797,8 +800,8 @@ impl<M: UringMemory> Asyncfd<M> {
         while old >= 0 {
             let which = epoch.wrapping_sub(old as u64) & WHICH;
             if !self.places[which as usize].is_out() {
-                // Ordering: Relaxed. If the place is another ring's already, the
-                // Acquire in `is_out` read what came after this was written.
+                // Ordering: Relaxed. If the place is another ring's already, and this says
+                // otherwise, its replacer has yet to tell.
                 let now = self.first.load(Ordering::Relaxed);
                 // Re-check: it was read out as well.
                 if epoch.wrapping_sub(now) as i64 >= old {
@@ -817,15 +820,15 @@ const fn present(gate: u64, first: u64) -> u64 {
 }
 
 impl<M: UringMemory> Place<M> {
-    /// Puts a ring here.
+    /// Puts a ring here. The caller tells: see `owed`.
     ///
     /// # Safety
     ///
     /// None is here, and nobody enters it meanwhile.
     unsafe fn begin(&self, ring: M, lap: u64, owed: u64) {
-        // Ordering: Release pairs with the Acquire in `is_out`: who takes this for the
-        // ring that was here before sees that the consumer has left that.
-        self.owed.store(owed, Ordering::Release);
+        // Ordering: Relaxed. Who takes this for the ring that was here before looks again
+        // when the replacer, which has seen that the consumer had left that, tells.
+        self.owed.store(owed, Ordering::Relaxed);
         // Ordering: Relaxed, of all. The gate publishes them.
         let start = ring.uring().ikernel.load(Ordering::Relaxed);
         // Whatever was written there since it was checked.
@@ -901,9 +904,9 @@ impl<M: UringMemory> Entry<'_, M> {
                 .store((at.lap() + 1) & LAP, Ordering::Release);
             at = at.next(cells.len());
         }
-        // Ordering: Release, for foreign code that reads it: what lies before.
+        // Ordering: Relaxed. A projection: the cookies say what there is to read.
         let ikernel = &ring.uring().ikernel;
-        ikernel.store(at.index() as u32, Ordering::Release);
+        ikernel.store(at.index() as u32, Ordering::Relaxed);
         n
     }
 
@@ -1063,8 +1066,8 @@ impl<M: UringMemory> Consumer<'_, M> {
                 };
             }
             if n > 0 {
-                // Ordering: Release, for foreign code that goes on from there.
-                uring.iuser.store(index as u32, Ordering::Release);
+                // Ordering: Relaxed. Who goes on from there looks at the cookies.
+                uring.iuser.store(index as u32, Ordering::Relaxed);
             }
             Ok(n)
         };
