@@ -1,6 +1,6 @@
 //! Contexts by number, and the reclamation under them.
 
-use std::sync::Arc;
+use std::{mem::ManuallyDrop, sync::Arc};
 
 use uaio_core::{
     Errno,
@@ -19,17 +19,19 @@ use crate::{
 
 /// What stands in the table: dropped only once, and only after everybody's use.
 struct Thing {
-    life: Life,
+    // Not dropped: std's `Arc` sees to it that everybody's use came before, by a counter
+    // that no checker sees.
+    life: ManuallyDrop<Life>,
     /// Written when the thing ends, read while it is used.
-    used: Handed<u64>,
+    used: ManuallyDrop<Handed<u64>>,
     _tracked: Track<()>,
 }
 
 impl Thing {
     fn new(value: u64) -> Arc<Self> {
         Arc::new(Self {
-            life: Life::new(),
-            used: Handed::new(value),
+            life: ManuallyDrop::new(Life::new()),
+            used: ManuallyDrop::new(Handed::new(value)),
             _tracked: Track::new(()),
         })
     }

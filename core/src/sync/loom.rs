@@ -4,9 +4,12 @@ pub(super) use loom::{alloc::Track, model};
 
 /// The cell that private payload is handed over in.
 pub mod cell {
+    use core::{mem::ManuallyDrop, ptr};
+
     use crate::sync::timeline::{Identity, Turn, What};
 
-    /// loom's cell, with a timeline.
+    /// loom's cell, with a timeline. That its memory goes is an access, for writing: who
+    /// used it last must have come before.
     ///
     /// An access is recorded before it begins: loom lets nobody run in between,
     /// and it may be the last thing that its thread does.
@@ -28,7 +31,19 @@ pub mod cell {
 
         /// The value, when nobody shares the cell any more.
         pub fn into_inner(self) -> T {
-            self.checked.into_inner()
+            let this = ManuallyDrop::new(self);
+            // SAFETY: moved out once; `this` is neither used nor dropped.
+            let checked = unsafe { ptr::read(&raw const this.checked) };
+            checked.into_inner()
+        }
+    }
+
+    impl<T: ?Sized> Drop for UnsafeCell<T> {
+        fn drop(&mut self) {
+            // Of an execution that failed it would say nothing.
+            if !std::thread::panicking() {
+                self.checked.with_mut(|_| ());
+            }
         }
     }
 

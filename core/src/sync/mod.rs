@@ -13,7 +13,7 @@
 //! | [`atomic`] | the target's, or `portable-atomic`'s | all orderings, stale loads; no load buffering; a weak CAS never fails spuriously; a failed CAS never reads stale | sequentially consistent, orderings ignored |
 //! | SeqCst *accesses* | as in C11 | AcqRel: nothing may rest on them | as in C11 |
 //! | [`fence`](atomic::fence) | the target's | SeqCst fences also add happens-before (stronger than C11) | no-op |
-//! | [`cell::UnsafeCell`] | unchecked, free | a conflicting or unordered access panics | an overlapping access panics; others may run in the middle of one |
+//! | [`cell::UnsafeCell`] | unchecked, free | a conflicting or unordered access panics, also with its end | an overlapping access panics; others may run in the middle of one |
 //! | `Shadow` | nothing | as a cell | as a cell |
 //! | [`hint::spin_loop`] | a pause | a yield: another thread must run first | a yield |
 //! | [`Track`] | free | a value never dropped fails the model | as native |
