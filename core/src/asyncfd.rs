@@ -1296,8 +1296,9 @@ impl<M: UringMemory> Asyncfd<M> {
     fn give_up(&self, consumer: Consumer<'_, M>) {
         let moving = consumer.moving();
         consumer.set_moving(ptr::null());
-        // Ordering: Acquire pairs with the Release in `deliver`.
-        let rest = Kept::in_order(self.kept.swap(ptr::null_mut(), Ordering::Acquire));
+        // Ordering: Relaxed. Who kept them back has left the rings since, which the caller
+        // has seen.
+        let rest = Kept::in_order(self.kept.swap(ptr::null_mut(), Ordering::Relaxed));
         // Those who wait for their completions are called with no lock held.
         drop(consumer);
         for list in [moving, rest] {

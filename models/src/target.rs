@@ -96,6 +96,8 @@ struct World<const N: usize> {
     /// What came out of the target, in order, and what out of the context.
     delivered: Mutex<Vec<u64>>,
     reaped: Mutex<Vec<u64>>,
+    /// Stored by who adds them, for no request.
+    added: Mutex<Vec<u64>>,
 }
 
 impl<const N: usize> World<N> {
@@ -106,6 +108,7 @@ impl<const N: usize> World<N> {
             requests: Vec::new(),
             delivered: Mutex::default(),
             reaped: Mutex::default(),
+            added: Mutex::default(),
         };
         world.requests = values.map(|value| (value, world.arm(value))).into();
         world
@@ -147,9 +150,30 @@ impl<const N: usize> World<N> {
         }
     }
 
+    /// Adds a result, for no request.
+    fn add(&self, value: u64) {
+        let added = self.target.add_results(&[result(value)]);
+        reached(match added.expect("it is not closed") {
+            0 => "refused",
+            _ => "added",
+        });
+        if added == Ok(1) {
+            self.added.lock().unwrap().push(value);
+        }
+    }
+
     /// What a result's number stands for.
     fn collect(&self, whole: &AsyncfdResult) {
         if whole.cookie == BEFORE {
+            return;
+        }
+        if self
+            .requests
+            .iter()
+            .all(|(value, _)| *value != whole.cookie)
+        {
+            assert_eq!(*whole, result(whole.cookie), "torn");
+            self.delivered.lock().unwrap().push(whole.cookie);
             return;
         }
         assert_eq!((whole.res, whole.res2), (DONE, 0), "torn");
@@ -222,6 +246,7 @@ impl<const N: usize> World<N> {
         let mut all = [&delivered[..], &self.reaped.lock().unwrap()].concat();
         all.sort_unstable();
         let mut values: Vec<_> = self.requests.iter().map(|(value, _)| *value).collect();
+        values.extend(&*self.added.lock().unwrap());
         values.sort_unstable();
         assert_eq!(all, values, "lost or doubled");
         // All room is free again.
@@ -256,6 +281,25 @@ fn who_delivers_comes_behind_what_was_kept_back() {
                 .role("consumer", |w| {
                     w.pop();
                     w.drain();
+                })
+                .finally(World::settle)
+        });
+}
+
+#[test]
+fn who_adds_comes_behind_what_was_kept_back() {
+    Model::of(&[ExactlyOnce, NoLoss, Order], &["added", "refused"])
+        .bounded(3, "more than 100,000 executions unbounded")
+        .check(|| {
+            Scenario::of(World::new([1]).full())
+                .role("completer", |w| {
+                    w.complete(&[1]);
+                    w.add(2);
+                })
+                .role("consumer", |w| {
+                    w.pop();
+                    let _ = drain(&w.target);
+                    w.pop();
                 })
                 .finally(World::settle)
         });
