@@ -799,14 +799,9 @@ impl<M: UringMemory> Asyncfd<M> {
         let mut old = epoch.wrapping_sub(first) as i64;
         while old >= 0 {
             let which = epoch.wrapping_sub(old as u64) & WHICH;
+            // Or its place is another ring's already: then its replacer has yet to tell.
             if !self.places[which as usize].is_out() {
-                // Ordering: Relaxed. If the place is another ring's already, and this says
-                // otherwise, its replacer has yet to tell.
-                let now = self.first.load(Ordering::Relaxed);
-                // Re-check: it was read out as well.
-                if epoch.wrapping_sub(now) as i64 >= old {
-                    return false;
-                }
+                return false;
             }
             old -= 1;
         }
