@@ -36,7 +36,8 @@ const LIMIT: &str = "600";
 
 /// What says nothing about the mutant: our cap on executions, and that no model
 /// panicked at all (it was ended, or never began).
-const UNCLEAR: &[&str] = &["not done after", NO_PANIC];
+const UNCLEAR: &[&str] = &[CAP, NO_PANIC];
+const CAP: &str = "not done after";
 const NO_PANIC: &str = "nothing panicked";
 
 #[derive(Clone, Debug)]
@@ -596,6 +597,10 @@ fn run() -> Result<ExitCode, String> {
                 (Verdict::Killed(_), Some(kind)) => (4, format!(", and is listed as {kind:?}")),
                 (Verdict::Survived, Some(Known::Equivalent)) => (1, " (equivalent)".into()),
                 (Verdict::Survived, Some(Known::Invisible)) => (2, " (invisible)".into()),
+                // Not a wrong one, but more of them.
+                (Verdict::Unclear(by), Some(Known::Equivalent)) if by.contains(CAP) => {
+                    (1, " (equivalent)".into())
+                }
                 (Verdict::Survived, None) => (3, " !".into()),
                 (Verdict::Unclear(_) | Verdict::Broken(_), _) => (4, String::new()),
             };
