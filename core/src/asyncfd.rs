@@ -367,7 +367,7 @@ impl<M> Place<M> {
 
     /// Whether it was replaced or closed and nobody is in it.
     fn is_out(&self) -> bool {
-        // Ordering: Acquire pairs with the Release in `Entry::drop`: what they wrote;
+        // Ordering: Acquire pairs with the Release in `Entry::leave`: what they wrote;
         // and with the one in `retire`: the next ring.
         self.owed.load(Ordering::Acquire) == OUT
     }
@@ -403,10 +403,11 @@ pub enum Drained {
 ///
 /// ```
 /// # uaio_core::sync::thread::model(|| (|| {
-/// use std::{future::Future, pin::pin, task::{Context, Poll, Waker}};
-/// use uaio_core::asyncfd::{AsyncfdResult, Asyncfd, Drained, Inline};
+/// use std::{future::Future, pin::pin, sync::Arc, task::{Context, Poll, Waker}};
+/// use uaio_core::asyncfd::{AsyncfdResult, Asyncfd, Drained, Inline, UringMemory};
 ///
-/// let asyncfd = Asyncfd::new(Inline::<2>::new())?;
+/// let small: Box<dyn UringMemory> = Box::new(Inline::<2>::new());
+/// let asyncfd = Asyncfd::new(small).map(Arc::new)?;
 /// assert_eq!(asyncfd.drain(), Ok(Drained::Empty));
 ///
 /// let result = AsyncfdResult { cookie: 7, res: 4096, ..Default::default() };
@@ -415,7 +416,8 @@ pub enum Drained {
 ///
 /// // A larger one. Nobody writes the old one any more once this resolves; what is in
 /// // it is read first.
-/// let mut replaced = pin!(asyncfd.replace(Inline::new()).map_err(|refused| refused.error)?);
+/// let larger = Box::new(Inline::<4>::new());
+/// let mut replaced = pin!(asyncfd.replace(larger).map_err(|refused| refused.error)?);
 /// let mut task = Context::from_waker(Waker::noop());
 /// assert_eq!(replaced.as_mut().poll(&mut task), Poll::Ready(()));
 /// assert_eq!(asyncfd.add_results(&[result]), Ok(1));
@@ -641,7 +643,8 @@ impl<M: UringMemory> Asyncfd<M> {
     /// drain moves what was kept back into the new one.
     ///
     /// The future resolves when nobody stores results in the old ring any more, nor in one
-    /// before it. The consumer still does: it frees places, and leaves the indices as they
+    /// before it, and what they stored there is seen then. It may have to wait for who is
+    /// just replacing the ring again. The consumer still does: it frees places, and leaves the indices as they
     /// belong; so the memory is used until it is dropped, which is when the consumer has
     /// read it out, or with the asyncfd. It is replaced also if the future is dropped.
     ///
@@ -719,9 +722,9 @@ impl<M: UringMemory> Asyncfd<M> {
     /// popped.
     ///
     /// The future resolves when nobody stores results any more, for each who closes it.
-    /// Before the first one to do so resolves, what was kept back comes out of its
-    /// context instead, where what completes meanwhile may have come first. For ordinary callers: it may have to spin for who is just
-    /// popping.
+    /// What was kept back comes out of its context instead, where what completes meanwhile
+    /// may have come first: when all who close it have resolved, it has. For ordinary
+    /// callers: it may have to spin for who is just popping.
     pub fn close(&self) -> Out<'_, M> {
         // Ordering: Acquire pairs with the Release in `replace`: what the ring is owed
         // was set before, and `first` is not far behind.
@@ -762,8 +765,9 @@ impl<M: UringMemory> Asyncfd<M> {
     fn tell(&self, events: u16) {
         // Ordering: Release pairs with the fence in `drain_to` and with the Acquire in
         // `is_readable`: what there is to tell. A drain whose swap comes later sees it, and
-        // one whose swap comes before leaves the word set. Hence not a store, which would
-        // hide what others told before.
+        // so does who looks behind a fence that comes after the drain's: what happens before
+        // a fence is seen behind later ones. One whose swap comes before leaves the word
+        // set. Hence not a store, which would hide what others told before.
         self.readable.swap(1, Ordering::Release);
         self.readers.wake(events);
     }
@@ -794,8 +798,9 @@ impl<M: UringMemory> Asyncfd<M> {
 
     /// Whether nobody writes a ring up to `epoch` any more, nor will.
     fn is_out(&self, epoch: u64) -> bool {
-        // Ordering: Relaxed. Those before it were out. It is at most three behind.
-        let first = self.first.load(Ordering::Relaxed);
+        // Ordering: Acquire pairs with the Release in `front`: those before it were out,
+        // and what was done there is over. It is at most three behind.
+        let first = self.first.load(Ordering::Acquire);
         let mut old = epoch.wrapping_sub(first) as i64;
         while old >= 0 {
             let which = epoch.wrapping_sub(old as u64) & WHICH;
@@ -822,7 +827,9 @@ impl<M: UringMemory> Place<M> {
     /// None is here, and nobody enters it meanwhile.
     unsafe fn begin(&self, ring: M, lap: u64, owed: u64) {
         // Ordering: Relaxed. Who takes this for the ring that was here before looks again
-        // when the replacer, which has seen that the consumer had left that, tells.
+        // when the replacer tells, which has acquired that the consumer had left that: what
+        // happens before the fence of its wake is seen behind the one of who waits, or who
+        // waits is woken.
         self.owed.store(owed, Ordering::Relaxed);
         // Ordering: Relaxed, of all. The gate publishes them.
         let start = ring.uring().ikernel.load(Ordering::Relaxed);
@@ -1513,6 +1520,20 @@ unsafe impl<const N: usize> UringMemory for Inline<N> {
     }
     fn laps(&self) -> &[LapCell] {
         &self.laps
+    }
+}
+
+// SAFETY: it has one, for as long as it lives, which keeps the contract.
+#[cfg(feature = "alloc")]
+unsafe impl<M: UringMemory + ?Sized> UringMemory for alloc::boxed::Box<M> {
+    fn uring(&self) -> &Uring {
+        (**self).uring()
+    }
+    fn results(&self) -> &[ResultCell] {
+        (**self).results()
+    }
+    fn laps(&self) -> &[LapCell] {
+        (**self).laps()
     }
 }
 
