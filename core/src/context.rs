@@ -41,7 +41,8 @@
 //! (With requests that [poll](crate::poll), `reap` and `reserve` take the locks of
 //! what they polled: for ordinary callers.)
 //! [`Wait`] takes the wait queue's lock: for ordinary callers. Payloads leave
-//! with [`Context::reap`]: a completer drops none.
+//! with [`Context::reap`]: a completer drops none. (Of a request that named a
+//! [target] it drops what leads there.)
 
 use core::{
     fmt,
