@@ -41,8 +41,9 @@
 //! (With requests that [poll](crate::poll), `reap` and `reserve` take the locks of
 //! what they polled: for ordinary callers.)
 //! [`Wait`] takes the wait queue's lock: for ordinary callers. Payloads leave
-//! with [`Context::reap`]: a completer drops none. (Of a request that named a
-//! [target] it drops what leads there.)
+//! with [`Context::reap`]: a completer drops none. (It drops what led to a
+//! [target](crate::target), a [notification](crate::notify) that was delivered, and what a dropped
+//! [operation](crate::operation) carried.)
 
 use core::{
     fmt,
@@ -55,6 +56,7 @@ use core::{
 };
 
 use crate::{
+    delivery,
     error::Errno,
     life::{Idle, Life},
     poll::{Part, event},
@@ -65,13 +67,17 @@ use crate::{
         atomic::{AtomicU64, Ordering, fence},
         const_fn, hint,
     },
-    target,
     wait::{Awaited, Enqueued, Left, Owner, WaitQueue, Waiter},
 };
 
 /// A slot of this memory.
 pub(crate) type SlotOf<S> =
     Slot<<S as SlotMemory>::Payload, <S as SlotMemory>::Polling, <S as SlotMemory>::Delivery>;
+
+/// What such slots have together.
+type PendingOf<S> = <<S as SlotMemory>::Delivery as delivery::Part>::Pending;
+/// Whom to tell of completions.
+type ChainOf<S> = <<S as SlotMemory>::Delivery as delivery::Part>::Chain;
 
 /// How many events are moved at once between the ring and the caller.
 const CHUNK: usize = 32;
@@ -160,6 +166,8 @@ pub struct Context<R: RingMemory, S: SlotMemory> {
     owner: Option<Owner>,
     /// How many completions are kept back elsewhere.
     kept: AtomicU64,
+    /// Who is yet to be told of a completion.
+    pending: PendingOf<S>,
     /// Its requests may be linked into what they poll.
     _pinned: PhantomPinned,
 }
@@ -176,15 +184,17 @@ impl<R: RingMemory, S: SlotMemory> Drop for Context<R, S> {
         }
         for slot in self.slots.0.slots() {
             // SAFETY: whose target it still has, that was not completed and never will be.
-            unsafe { target::Part::clear(&slot.delivery) };
+            unsafe { delivery::Part::forget_target(&slot.delivery) };
         }
         // Ordering: Acquire pairs with the Release in `moved_in`.
         while self.kept.load(Ordering::Acquire) != 0 {
             hint::spin_loop();
         }
-        // Only now: who gives up what was kept back publishes it, and whoever reaped
-        // that would have left.
+        // Only now: who gives up what was kept back publishes it, and tells whom that
+        // uncovers; and whoever reaped it would have left.
         for slot in self.slots.0.slots() {
+            // SAFETY: whoever was to be told of it is not told any more.
+            let _ = unsafe { delivery::Part::clear(&slot.delivery) };
             slot.polling.leave();
         }
     }
@@ -236,6 +246,7 @@ impl<T, const N: usize, const SLOTS: usize, const W: usize> InlineContext<T, N, 
                 reapers: WaitQueue::new(),
                 owner: None,
                 kept: AtomicU64::new(0),
+                pending: (),
                 _pinned: PhantomPinned,
             }
         }
@@ -276,6 +287,7 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
             reapers: WaitQueue::new(),
             owner: <S::Polling as Part<S::Payload>>::owner::<R, S>(),
             kept: AtomicU64::new(0),
+            pending: <S::Delivery as delivery::Part>::pending(position),
             _pinned: PhantomPinned,
         })
     }
@@ -526,17 +538,39 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     }
 
     /// Publishes claimed requests' events and tells the reapers.
-    fn deliver(&self, n: usize, events: impl IntoIterator<Item = (Event, u32)>) {
+    fn deliver(&self, n: usize, events: impl IntoIterator<Item = (Event, u32)>, chain: ChainOf<S>) {
         // Users until the last touch, also when a waker panics.
         let _users = Users(&self.life, n as u64);
-        self.publish(n, events);
+        self.publish(n, events, chain);
     }
 
     /// As [`deliver`](Self::deliver), of those who are counted otherwise.
-    pub(crate) fn publish(&self, n: usize, events: impl IntoIterator<Item = (Event, u32)>) {
-        self.ring.publish(n, events);
-        // What is visible is for those who wait to see: it may be behind a gap.
+    pub(crate) fn publish(
+        &self,
+        n: usize,
+        events: impl IntoIterator<Item = (Event, u32)>,
+        chain: ChainOf<S>,
+    ) {
+        let end = self.ring.publish(n, events);
+        // What is visible is for those who wait to see: it may be behind a gap. Its fence
+        // comes between publishing and looking whom it uncovers, too.
         self.reapers.wake(0);
+        // Also of none of its own: it may uncover others.
+        <S::Delivery as delivery::Part>::announce(self, chain, end);
+    }
+
+    pub(crate) fn pending(&self) -> &PendingOf<S> {
+        &self.pending
+    }
+
+    /// How far the visible prefix goes, if it goes to `from` at least.
+    pub(crate) fn prefix(&self, from: u64) -> u64 {
+        self.ring.prefix(from)
+    }
+
+    /// Gives a slot back whose request was reaped.
+    pub(crate) fn give_back(&self, index: u32) {
+        self.slots.give_back([index]);
     }
 
     /// The submitter's object of a claimed request of the caller's.
@@ -559,13 +593,26 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     #[inline(always)]
     unsafe fn deliver_elsewhere(&self, handle: Handle, event: Event) -> bool {
         // SAFETY: by the contract.
-        unsafe { <S::Delivery as target::Part>::deliver(self, handle, event) }
+        unsafe { <S::Delivery as delivery::Part>::deliver(self, handle, event) }
+    }
+
+    /// Notes who is to be told of a completion.
+    ///
+    /// # Safety
+    ///
+    /// The request was claimed by the caller, who delivers it with `chain`.
+    #[inline(always)]
+    unsafe fn note(&self, index: u32, chain: &mut ChainOf<S>) {
+        // SAFETY: by the contract.
+        unsafe { delivery::Part::note(&self.slot(index).delivery, index, chain) };
     }
 
     /// Takes what a request carried out of its slot, and frees that.
     pub(crate) fn free(&self, index: u32) -> Option<(S::Payload, Handle)> {
         let released = self.release(index);
-        self.slots.give_back([index]);
+        if delivery::Part::reaped(&self.slot(index).delivery) {
+            self.give_back(index);
+        }
         released
     }
 
@@ -608,6 +655,7 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
             context: self,
             events: [MaybeUninit::uninit(); CHUNK],
             len: 0,
+            chain: ChainOf::<S>::default(),
         }
     }
 
@@ -661,13 +709,15 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
                 handle,
             });
         }
-        self.slots.give_back(claimed().map(|(_, index)| index));
+        let indices = claimed().map(|(_, index)| index);
+        let free = indices.filter(|index| delivery::Part::reaped(&self.slot(*index).delivery));
+        self.slots.give_back(free);
         Ok(n)
     }
 
     /// Takes the payload out of a reaped request's slot and ends its life. The
     /// slot still has to be given back.
-    fn release(&self, index: u32) -> Option<(S::Payload, Handle)> {
+    pub(crate) fn release(&self, index: u32) -> Option<(S::Payload, Handle)> {
         let slot = self.slot(index);
         slot.polling.leave();
         let payload = slot.private.with_mut(|private| {
@@ -926,6 +976,11 @@ impl<'c, R: RingMemory, S: SlotMemory> Request<'c, R, S> {
         core::ptr::eq(self.context, context)
     }
 
+    /// What says how it is delivered.
+    pub(crate) fn part(&self) -> &S::Delivery {
+        &self.context.slot(self.handle.index).delivery
+    }
+
     /// The submitter's own value.
     pub(crate) fn data(&self) -> u64 {
         let slot = self.context.slot(self.handle.index);
@@ -953,9 +1008,10 @@ impl<R: RingMemory, S: SlotMemory> Drop for Request<'_, R, S> {
     fn drop(&mut self) {
         let payload = self.take_payload();
         // SAFETY: not published: this owner's alone.
-        unsafe { target::Part::clear(&self.context.slot(self.handle.index).delivery) };
-        // The handle was nobody's, so its generation can live again.
-        self.context.slots.give_back([self.handle.index]);
+        if unsafe { delivery::Part::clear(self.part()) } {
+            // The handle was nobody's, so its generation can live again.
+            self.context.give_back(self.handle.index);
+        }
         self.context.life.put(1);
         drop(payload);
     }
@@ -1217,7 +1273,10 @@ impl<R: RingMemory, S: SlotMemory> Claim<'_, R, S> {
         let (event, index) = self.event(res, res2);
         // SAFETY: claimed, and this is the end of it.
         if !unsafe { self.context.deliver_elsewhere(self.handle, event) } {
-            self.context.deliver(1, [(event, index)]);
+            let mut chain = ChainOf::<S>::default();
+            // SAFETY: as above; not delivered yet.
+            unsafe { self.context.note(index, &mut chain) };
+            self.context.deliver(1, [(event, index)], chain);
         }
     }
 }
@@ -1235,6 +1294,7 @@ pub struct Batch<'c, R: RingMemory, S: SlotMemory> {
     context: &'c Context<R, S>,
     events: [MaybeUninit<(Event, u32)>; CHUNK],
     len: usize,
+    chain: ChainOf<S>,
 }
 
 impl<R: RingMemory, S: SlotMemory> fmt::Debug for Batch<'_, R, S> {
@@ -1257,6 +1317,8 @@ impl<'c, R: RingMemory, S: SlotMemory> Batch<'c, R, S> {
         if unsafe { self.context.deliver_elsewhere(claim.handle, event) } {
             return;
         }
+        // SAFETY: as above; not delivered yet.
+        unsafe { self.context.note(index, &mut self.chain) };
         self.events[self.len].write((event, index));
         self.len += 1;
         if self.len == CHUNK {
@@ -1272,7 +1334,8 @@ impl<'c, R: RingMemory, S: SlotMemory> Batch<'c, R, S> {
                 // SAFETY: `push` wrote the first `len`.
                 unsafe { event.assume_init() }
             });
-            self.context.deliver(n, events);
+            let chain = core::mem::take(&mut self.chain);
+            self.context.deliver(n, events, chain);
         }
     }
 }

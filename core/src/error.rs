@@ -27,6 +27,8 @@ macro_rules! errnos {
 errnos! {
     /// The request is gone: completed and reaped, or never was.
     ENOENT = 2, "no such request";
+    /// Who is to be told is gone.
+    ESRCH = 3, "no such process or thread";
     /// A blocking call was interrupted.
     EINTR = 4, "interrupted";
     /// The work could not be carried out, and nobody said why.
@@ -43,6 +45,8 @@ errnos! {
     EINVAL = 22, "invalid argument";
     /// Waiting here for oneself would never end.
     EDEADLK = 35, "would wait for itself";
+    /// The system has no such call.
+    ENOSYS = 38, "not implemented by this system";
     /// The time was up.
     ETIME = 62, "timer expired";
     /// More wait-queue heads than a request has waiters for.

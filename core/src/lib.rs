@@ -10,6 +10,8 @@
 //! | [`poll`] | requests that complete when something is ready |
 //! | [`asyncfd`] | results in a ring that its user owns, polls and replaces live |
 //! | [`target`] | where a completion goes, if not into the ring |
+//! | [`notify`] | who is told of a completion, besides who reaps it |
+//! | [`sigevent`] | the system's layout of what a signal tells |
 //! | [`life`] | how long a thing is used, and waiting for the last user |
 //! | [`context`] | all of them together: reserve, submit, complete, reap, destroy |
 #![cfg_attr(feature = "table", doc = "| [`table`] | contexts by number |")]
@@ -42,14 +44,20 @@ compile_error!(
 compile_error!("uaio-core needs pointers of at least 32 bits");
 
 pub mod asyncfd;
+#[cfg(feature = "alloc")]
+pub mod callback;
 pub mod context;
+pub mod delivery;
 pub mod error;
 mod kept;
 pub mod life;
+pub mod notify;
+pub mod operation;
 pub mod poll;
 pub mod request;
 pub mod ring;
 mod role;
+pub mod sigevent;
 pub mod slots;
 pub mod sync;
 #[cfg(feature = "table")]

@@ -450,14 +450,18 @@ where
     ///
     /// The context does not move any more. When it is dropped, it ends what was not
     /// reaped, and waits by spinning for who is completing a request, and for tokens
-    /// that were forgotten. So it is not to be dropped by a waker, a source,
-    /// or in an interrupt: there, [destroy](Self::destroy) and reap it before.
+    /// that were forgotten. So it is not to be dropped by a waker, a source, a
+    /// [notification](crate::notify), or in an interrupt: there, [destroy](Self::destroy) and reap it before.
     ///
     /// # Errors
     ///
     /// EOVERFLOW: the source has more than `N` heads. EINVAL: it has none, and is not
     /// ready, so that nothing would ever complete the request; or the request is
     /// another context's. The request is given back.
+    ///
+    /// # Panics
+    ///
+    /// If the source does. Then the request was accepted, and completes with EIO.
     pub fn poll<'c>(
         self: Pin<&'c Self>,
         request: Request<'c, R, S>,
@@ -476,6 +480,10 @@ where
     /// # Errors
     ///
     /// As [`poll`](Self::poll), where *ready* means that an attempt did not block.
+    ///
+    /// # Panics
+    ///
+    /// As [`poll`](Self::poll).
     pub fn attempt<'c>(
         self: Pin<&'c Self>,
         request: Request<'c, R, S>,
@@ -486,28 +494,42 @@ where
 
     fn submit<'c>(
         self: Pin<&'c Self>,
-        mut request: Request<'c, R, S>,
+        request: Request<'c, R, S>,
         wanted: Wanted,
     ) -> Result<Handle, Refused<Request<'c, R, S>>> {
+        /// Ended with EIO if its source panics, as it is once it is accepted.
+        struct Looked<'c, R: RingMemory, S: SlotMemory>(Option<Request<'c, R, S>>);
+        impl<R: RingMemory, S: SlotMemory> Drop for Looked<'_, R, S> {
+            fn drop(&mut self) {
+                drop(self.0.take().map(Request::claim));
+            }
+        }
+
         let refuse = |error, request| Err(Refused { error, request });
         if !request.belongs_to(&self) {
             return refuse(Errno::EINVAL, request);
         }
         let mut heads = [ptr::null(); N];
         let mut n = 0;
-        let ready = request.with_payload(|source| {
-            source.heads(&mut |head| {
-                if let Some(place) = heads.get_mut(n) {
-                    *place = ptr::from_ref(head);
+        let mut looked = Looked(Some(request));
+        let ready = looked.0.as_mut().and_then(|request| {
+            request.with_payload(|source| {
+                source.heads(&mut |head| {
+                    if let Some(place) = heads.get_mut(n) {
+                        *place = ptr::from_ref(head);
+                    }
+                    n += 1;
+                });
+                match wanted {
+                    _ if n > 0 => None,
+                    Wanted::Events(events) => ready(source, events),
+                    Wanted::Attempt(_) => source.attempt(),
                 }
-                n += 1;
-            });
-            match wanted {
-                _ if n > 0 => None,
-                Wanted::Events(events) => ready(source, events),
-                Wanted::Attempt(_) => source.attempt(),
-            }
+            })
         });
+        let Some(request) = looked.0.take() else {
+            unreachable!("put there above");
+        };
         if n > N {
             return refuse(Errno::EOVERFLOW, request);
         }

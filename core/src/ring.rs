@@ -493,15 +493,17 @@ impl<M: RingMemory> Ring<M> {
         }
     }
 
-    /// Publishes `n` events whose room was reserved, each with its tag.
+    /// Publishes `n` events whose room was reserved, each with its tag, and tells where
+    /// the last of them ends.
     ///
     /// The caller makes sure that never more than [`capacity`](Self::capacity)
     /// events are on their way, in the ring or being copied out of it, and that
     /// giving room back and taking it synchronise. Too many overwrite others.
     #[inline]
-    pub(crate) fn publish(&self, n: usize, events: impl IntoIterator<Item = (Event, u32)>) {
+    pub(crate) fn publish(&self, n: usize, events: impl IntoIterator<Item = (Event, u32)>) -> u64 {
         let mut events = events.into_iter();
         let mut left = n;
+        let mut end = 0;
         while left > 0 {
             let run = left.min(MAX_RUN);
             // Ordering: AcqRel. The chain of these RMWs carries every earlier
@@ -515,6 +517,30 @@ impl<M: RingMemory> Ring<M> {
                 self.project(header);
             }
             left -= run;
+            end = at.wrapping_add(run as u64);
+        }
+        end
+    }
+
+    /// How far the visible prefix goes, if it goes to `from` at least.
+    pub(crate) fn prefix(&self, from: u64) -> u64 {
+        if self.memory.header().is_some() {
+            return self.prefix_end();
+        }
+        let cells = self.cells();
+        let mut end = from;
+        loop {
+            while let Some(run) = cells.published(end) {
+                end = end.wrapping_add(run as u64);
+            }
+            // Ordering: Relaxed. What lies behind it was reaped, whoever knows that by
+            // now; and what lies before it is found by its marks.
+            let head = self.head.load(Ordering::Relaxed);
+            // Re-check: it was reaped, and its place is a later lap's.
+            if head.wrapping_sub(end) as i64 <= 0 {
+                return end;
+            }
+            end = head;
         }
     }
 

@@ -17,6 +17,13 @@ impl Role {
         }
     }
 
+    /// Whether somebody has it: a hint, or behind a fence.
+    #[cfg(feature = "alloc")]
+    pub(crate) fn is_held(&self) -> bool {
+        // Ordering: Relaxed, as said.
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Takes it, unless somebody has it.
     pub(crate) fn take(&self) -> Option<Held<'_>> {
         // Ordering: Acquire pairs with the Release in `Held::drop`: what the last one

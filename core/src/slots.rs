@@ -20,6 +20,7 @@
 //! when it saw every slot taken.
 
 use crate::{
+    delivery::{self, Delivery},
     poll::{Part, Polling},
     request::{Generation, Word},
     sync::{
@@ -27,7 +28,6 @@ use crate::{
         cell::UnsafeCell,
         const_fn,
     },
-    target::{self, Delivery},
 };
 
 /// What the submitter says of a request, and what comes back with its event.
@@ -53,7 +53,7 @@ pub struct Slot<T, P = (), D = ()> {
     pub(crate) private: UnsafeCell<Private<T>>,
     /// Where it waits, by the rules of [`poll`](crate::poll).
     pub(crate) polling: P,
-    /// Where its completion goes, by the rules of [`target`](crate::target).
+    /// Where its completion goes, by the rules of [`delivery`](crate::delivery).
     pub(crate) delivery: D,
 }
 
@@ -61,7 +61,7 @@ pub struct Slot<T, P = (), D = ()> {
 // a time, by the module's rules, and moves between threads: hence `T: Send`.
 unsafe impl<T: Send, P: Sync, D: Sync> Sync for Slot<T, P, D> {}
 
-impl<T, P: Part<T>, D: target::Part> Slot<T, P, D> {
+impl<T, P: Part<T>, D: delivery::Part> Slot<T, P, D> {
     const_fn! {
         /// A free slot whose first life is `generation`.
         pub const fn new(generation: Generation) -> Self {
@@ -116,7 +116,7 @@ pub unsafe trait SlotMemory {
     type Payload;
     /// `()`, or what its requests need to [poll](crate::poll).
     type Polling: Polling<Self::Payload>;
-    /// `()`, or what its requests need to be delivered [elsewhere](crate::target).
+    /// `()`, or what its requests need to be delivered [elsewhere](crate::delivery).
     type Delivery: Delivery;
     /// The slots.
     fn slots(&self) -> &[Slot<Self::Payload, Self::Polling, Self::Delivery>];
@@ -232,7 +232,7 @@ pub struct Inline<T, const N: usize, const W: usize = 1, P = (), D = ()> {
     taken: [Bits; W],
 }
 
-impl<T, const N: usize, const W: usize, P: Part<T>, D: target::Part> Inline<T, N, W, P, D> {
+impl<T, const N: usize, const W: usize, P: Part<T>, D: delivery::Part> Inline<T, N, W, P, D> {
     const SIZE: () = assert!(
         N >= 1 && N <= 64 * W && N <= 1 << 24,
         "from 1 to 64 slots per word of the bitmap"
@@ -297,7 +297,7 @@ pub struct Boxed<T, P = (), D = ()> {
 }
 
 #[cfg(feature = "alloc")]
-impl<T, P: Part<T>, D: target::Part> Boxed<T, P, D> {
+impl<T, P: Part<T>, D: delivery::Part> Boxed<T, P, D> {
     /// Memory for `n` slots.
     ///
     /// # Errors

@@ -23,8 +23,9 @@
 use core::{fmt, pin::Pin};
 
 use crate::{
-    asyncfd::{AsyncfdResult, Lead},
+    asyncfd::{AsyncfdResult, Lead, Leads as _},
     context::{Context, Handle, Request},
+    delivery::Part,
     error::Errno,
     kept::{Back, Delivered, Kept, Over},
     poll::Refused,
@@ -34,59 +35,9 @@ use crate::{
     sync::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
         cell::UnsafeCell,
-        const_fn,
+        const_fn, contain,
     },
 };
-
-/// What a slot needs for delivering elsewhere: `()` for nothing, or [`To`].
-pub trait Delivery: private::Delivery {}
-
-impl Delivery for () {}
-impl<D> Delivery for To<D> where D: Lead + Send + Sync {}
-
-mod private {
-    use super::{Context, Event, Handle, RingMemory, SlotMemory};
-
-    pub trait Delivery: Send + Sync + Sized {
-        #[cfg(not(loom))]
-        const NEW: Self;
-        #[cfg(loom)]
-        fn new() -> Self;
-        /// Delivers a completion, unless it is for the ring: then `false`.
-        ///
-        /// # Safety
-        ///
-        /// The request was claimed by the caller, who uses its slot no more.
-        unsafe fn deliver<R, S>(context: &Context<R, S>, handle: Handle, event: Event) -> bool
-        where
-            R: RingMemory,
-            S: SlotMemory<Delivery = Self>;
-        /// Forgets the target of a request that is not published.
-        ///
-        /// # Safety
-        ///
-        /// The caller's own: not published, or nobody else knows the slot.
-        unsafe fn clear(&self);
-    }
-}
-pub(crate) use private::Delivery as Part;
-
-impl Part for () {
-    #[cfg(not(loom))]
-    const NEW: Self = ();
-    #[cfg(loom)]
-    fn new() -> Self {}
-    #[inline(always)]
-    unsafe fn deliver<R, S>(_: &Context<R, S>, _: Handle, _: Event) -> bool
-    where
-        R: RingMemory,
-        S: SlotMemory<Delivery = Self>,
-    {
-        false
-    }
-    #[inline(always)]
-    unsafe fn clear(&self) {}
-}
 
 /// A slot's part for a request that names where it is delivered, by a `D` that
 /// [leads](Lead) there.
@@ -147,7 +98,30 @@ fn life(generation: Generation) -> u64 {
     generation.get() & LIFE
 }
 
+mod private {
+    use super::{Lead, To};
+    use crate::delivery::Part;
+
+    /// Of a slot with this part, alone or beside others.
+    pub trait Targets: Part {
+        type Lead: Lead + Send + Sync;
+        fn to(&self) -> &To<Self::Lead>;
+    }
+}
+pub(crate) use private::Targets;
+
+impl<D: Lead + Send + Sync> Targets for To<D> {
+    type Lead = D;
+    #[inline(always)]
+    fn to(&self) -> &Self {
+        self
+    }
+}
+
 impl<D: Lead + Send + Sync> Part for To<D> {
+    type Chain = ();
+    type Pending = ();
+
     #[cfg(not(loom))]
     const NEW: Self = Self::start();
     #[cfg(loom)]
@@ -155,46 +129,73 @@ impl<D: Lead + Send + Sync> Part for To<D> {
         Self::start()
     }
 
+    fn pending(_: u64) {}
+
+    #[inline(always)]
     unsafe fn deliver<R, S>(context: &Context<R, S>, handle: Handle, event: Event) -> bool
     where
         R: RingMemory,
         S: SlotMemory<Delivery = Self>,
     {
-        let part = &context.slot(handle.index() as u32).delivery;
-        // SAFETY: claimed by the caller.
-        let Some(target) = (unsafe { part.take() }) else {
-            return false;
-        };
-        let result = AsyncfdResult {
-            cookie: event.data,
-            obj: handle.number(),
-            res: event.res,
-            res2: event.res2,
-        };
-        // Until the last touch, also when a waker panics, or the target ends with this.
-        let _user = context.delivering();
-        let target = target;
-        // Ordering: Relaxed. What is posted says when it counts.
-        part.from.store(place_of(&target), Ordering::Relaxed);
-        let back = Back {
-            context: core::ptr::from_ref(context).cast(),
-            index: handle.index() as u32,
-            over: over::<R, S, D>,
-        };
-        // SAFETY: claimed; the node is in no list, since the last life was collected.
-        match unsafe { target.asyncfd().deliver(result, &part.kept, back) } {
-            Delivered::Stored => {}
-            Delivered::Kept => context.kept_back(),
-            // As if it had named none.
-            Delivered::Refused => context.publish(1, [(event, back.index)]),
-        }
-        true
+        // SAFETY: by the contract.
+        unsafe { deliver(context, handle, event) }
     }
 
-    unsafe fn clear(&self) {
+    unsafe fn forget_target(&self) {
         // SAFETY: by the contract.
-        drop(unsafe { self.take() });
+        unsafe { self.clear() };
     }
+
+    unsafe fn clear(&self) -> bool {
+        // SAFETY: by the contract.
+        let lead = unsafe { self.take() };
+        contain(|| drop(lead));
+        true
+    }
+}
+
+/// As [`Part::deliver`].
+///
+/// # Safety
+///
+/// The same.
+pub(crate) unsafe fn deliver<R, S>(context: &Context<R, S>, handle: Handle, event: Event) -> bool
+where
+    R: RingMemory,
+    S: SlotMemory,
+    S::Delivery: Targets,
+{
+    let part = context.slot(handle.index() as u32).delivery.to();
+    // SAFETY: claimed by the caller.
+    let Some(target) = (unsafe { part.take() }) else {
+        return false;
+    };
+    let result = AsyncfdResult {
+        cookie: event.data,
+        obj: handle.number(),
+        res: event.res,
+        res2: event.res2,
+    };
+    // Until the last touch, also when the target ends with this.
+    let _user = context.delivering();
+    // Ordering: Relaxed. What is posted says when it counts.
+    part.from.store(place_of(&target), Ordering::Relaxed);
+    let back = Back {
+        context: core::ptr::from_ref(context).cast(),
+        index: handle.index() as u32,
+        over: over::<R, S>,
+    };
+    // SAFETY: claimed; the node is in no list, since the last life was collected.
+    match unsafe { target.asyncfd().deliver(result, &part.kept, back) } {
+        Delivered::Stored => {}
+        Delivered::Kept => context.kept_back(),
+        // As if it had named none.
+        Delivered::Refused => {
+            context.publish(1, [(event, back.index)], Default::default());
+        }
+    }
+    contain(|| drop(target));
+    true
 }
 
 /// What becomes of a request.
@@ -202,11 +203,11 @@ impl<D: Lead + Send + Sync> Part for To<D> {
 /// # Safety
 ///
 /// `back` is of a claimed request of a `Context<R, S>`, which is told once.
-unsafe fn over<R, S, D>(back: Back, result: AsyncfdResult, how: Over)
+unsafe fn over<R, S>(back: Back, result: AsyncfdResult, how: Over)
 where
     R: RingMemory,
-    S: SlotMemory<Delivery = To<D>>,
-    D: Lead + Send + Sync,
+    S: SlotMemory,
+    S::Delivery: Targets,
 {
     let context = back.context.cast::<Context<R, S>>();
     {
@@ -221,12 +222,12 @@ where
                 res: result.res,
                 res2: result.res2,
             };
-            context.publish(1, [(event, back.index)]);
+            context.publish(1, [(event, back.index)], Default::default());
         } else {
             let posted = life(slot.word.peek().generation()) + 1;
             // Ordering: Release pairs with the Acquire in `collect`: we are done with
             // the slot.
-            slot.delivery.posted.store(posted, Ordering::Release);
+            slot.delivery.to().posted.store(posted, Ordering::Release);
         }
     }
     if how != Over::Stored {
@@ -239,14 +240,15 @@ impl<R, S, D> Context<R, S>
 where
     // A context that is forgotten is still told.
     R: RingMemory + 'static,
-    S: SlotMemory<Delivery = To<D>> + 'static,
+    S: SlotMemory + 'static,
+    S::Delivery: Targets<Lead = D>,
     D: Lead + Send + Sync,
     // By whoever drains the target.
     Self: Sync,
     S::Payload: Send,
 {
-    /// Names where the completion of `request` goes. Its `data` is the result's
-    /// cookie; the result's `obj` is its number, for [`collect`](Self::collect).
+    /// Names where the completion of `request` goes, instead of what was said before. Its
+    /// `data` is the result's cookie; the result's `obj` is its number, for [`collect`](Self::collect).
     ///
     /// What the target keeps back stays in this context: dropping the context waits, by
     /// spinning, until the target has moved it in, or its end was awaited
@@ -259,24 +261,29 @@ where
     ///
     /// # Errors
     ///
-    /// EINVAL: its `data` is zero, or it is another context's. It is given back.
+    /// EINVAL: its `data` is zero, or it is another context's, or an
+    /// [operation](crate::operation). It is given back.
     pub fn deliver_to<'c>(
         self: Pin<&'c Self>,
         request: Request<'c, R, S>,
         target: D,
     ) -> Result<Request<'c, R, S>, Refused<Request<'c, R, S>>> {
-        if !request.belongs_to(&self) || request.data() == 0 {
+        if !request.belongs_to(&self) || request.data() == 0 || request.part().is_awaited() {
             return Err(Refused {
                 error: Errno::EINVAL,
                 request,
             });
         }
-        let slot = self.get_ref().slot(request.handle().index() as u32);
-        let before = slot.delivery.target.with_mut(|place| {
-            // SAFETY: not published: its owner's alone.
-            unsafe { (*place).replace(target) }
+        let part = &self
+            .get_ref()
+            .slot(request.handle().index() as u32)
+            .delivery;
+        // SAFETY: not published: its owner's alone.
+        unsafe { part.clear() };
+        part.to().target.with_mut(|place| {
+            // SAFETY: as above.
+            unsafe { *place = Some(target) }
         });
-        drop(before);
         Ok(request)
     }
 
@@ -295,7 +302,8 @@ where
 impl<R, S, D> Context<R, S>
 where
     R: RingMemory,
-    S: SlotMemory<Delivery = To<D>>,
+    S: SlotMemory,
+    S::Delivery: Targets<Lead = D>,
     D: Lead + Send + Sync,
 {
     /// Collects what was stored in `target` and not collected: once it was
@@ -312,7 +320,12 @@ where
 
     fn collect_at(&self, target: &D, index: u32) -> Option<(S::Payload, Handle)> {
         // Ordering: Relaxed. Looked at again.
-        let posted = self.slot_of(index)?.delivery.posted.load(Ordering::Relaxed);
+        let posted = self
+            .slot_of(index)?
+            .delivery
+            .to()
+            .posted
+            .load(Ordering::Relaxed);
         self.take_posted(target, index, posted)
     }
 
@@ -321,20 +334,22 @@ where
         // Ordering: Acquire pairs with the Release in `over`: who delivered it is done
         // with the slot.
         // Re-check: there is something to collect.
-        if posted == 0 || slot.delivery.posted.load(Ordering::Acquire) != posted {
+        if posted == 0 || slot.delivery.to().posted.load(Ordering::Acquire) != posted {
             return None;
         }
         // Ordering: Relaxed. Seen with what was posted; of this life, or the
         // compare-and-swap fails.
         // Re-check: it is not another target's.
-        if slot.delivery.from.load(Ordering::Relaxed) != place_of(target) {
+        if slot.delivery.to().from.load(Ordering::Relaxed) != place_of(target) {
             return None;
         }
         // Ordering: Relaxed. What it takes is what was loaded: it is stored once a life.
-        let collected =
-            slot.delivery
-                .posted
-                .compare_exchange(posted, 0, Ordering::Relaxed, Ordering::Relaxed);
+        let collected = slot.delivery.to().posted.compare_exchange(
+            posted,
+            0,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
         // Re-check: it is collected once.
         if collected.is_err() {
             return None;

@@ -842,6 +842,17 @@ impl WaitQueue {
         }
     }
 
+    /// Opens it again.
+    ///
+    /// # Safety
+    ///
+    /// It is closed, and nobody else uses it.
+    pub(crate) unsafe fn reopen(&self) {
+        debug_assert!(self.is_closed());
+        // Ordering: Relaxed. The caller publishes it.
+        self.word.store(0, Ordering::Relaxed);
+    }
+
     /// With the lock held: serves what was left in the word, then lets go.
     fn serve_and_unlock(&self) {
         let mut batch = Batch::default();

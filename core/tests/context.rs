@@ -87,6 +87,36 @@ fn a_full_context_says_eagain_until_it_is_reaped() {
     assert_eq!(context.reserve(64).unwrap().len(), 64);
 }
 
+/// However many are completed together, for however many.
+#[test]
+fn a_batch_wakes_each_waiter_once() {
+    const MANY: u64 = 200;
+    let context = Box::pin(Context::boxed(MANY as usize).unwrap());
+    let context = context.as_ref();
+    let mut waits = [1, 2, MANY as usize].map(|n| {
+        let count = Arc::new(Count::default());
+        (Box::pin(context.wait(n).unwrap()), count)
+    });
+    for (wait, count) in &mut waits {
+        let waker = Waker::from(Arc::clone(count));
+        let mut task = Task::from_waker(&waker);
+        assert!(wait.as_mut().poll(&mut task).is_pending());
+    }
+    let handles: Vec<_> = (0..MANY)
+        .map(|n| context.reserve_one().unwrap().fill(iocb(n), n).arm())
+        .collect();
+    let mut batch = context.batch();
+    for handle in handles {
+        batch.push(context.claim(handle).unwrap(), 0, 0);
+    }
+    drop(batch);
+    for (wait, count) in &mut waits {
+        assert_eq!(*count.0.lock().unwrap(), 1, "wake-ups");
+        let mut task = Task::from_waker(Waker::noop());
+        assert!(wait.as_mut().poll(&mut task).is_ready());
+    }
+}
+
 #[test]
 fn what_is_refused_leaves_no_trace() {
     let context = Context::boxed(1).unwrap();

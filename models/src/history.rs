@@ -12,6 +12,7 @@
 )]
 
 mod asyncfd;
+mod callback;
 mod cancel;
 mod context;
 mod notify;

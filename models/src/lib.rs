@@ -33,14 +33,22 @@ pub use harness::{Model, Scenario, Theorem, block_on, reached};
 mod asyncfd;
 #[cfg(test)]
 mod attempt;
+#[cfg(test)]
+mod callback;
 #[cfg(all(test, loom))]
 mod checker;
 #[cfg(test)]
 mod context;
+#[cfg(test)]
+mod delivery;
 #[cfg(all(test, any(loom, shuttle)))]
 mod history;
 #[cfg(test)]
 mod life;
+#[cfg(test)]
+mod notify;
+#[cfg(test)]
+mod operation;
 #[cfg(test)]
 mod poll;
 #[cfg(test)]

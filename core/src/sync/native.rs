@@ -78,19 +78,21 @@ impl<T> Track<T> {
 }
 
 /// Calls the user's code, whose panic ends nothing but itself; the panic hook has
-/// reported it.
+/// reported it. `true`: it panicked.
 #[cfg(feature = "std")]
-pub(crate) fn contain(call: impl FnOnce()) {
-    if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) {
-        // To drop it may panic again.
-        std::mem::forget(panic);
-    }
+pub(crate) fn contain(call: impl FnOnce()) -> bool {
+    let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    let panicked = called.is_err();
+    // To drop what it panicked with may panic again.
+    std::mem::forget(called);
+    panicked
 }
 
 /// Calls the user's code, which must not unwind.
 #[cfg(not(feature = "std"))]
-pub(crate) fn contain(call: impl FnOnce()) {
+pub(crate) fn contain(call: impl FnOnce()) -> bool {
     call();
+    false
 }
 
 /// Threads, for models and for embedders with `std`.

@@ -324,8 +324,9 @@ impl<T: Default> Default for Track<T> {
 }
 
 /// Calls the user's code, whose panic fails the model.
-pub(crate) fn contain(call: impl FnOnce()) {
+pub(crate) fn contain(call: impl FnOnce()) -> bool {
     call();
+    false
 }
 
 /// Threads, for models.

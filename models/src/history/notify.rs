@@ -1,9 +1,10 @@
 //! Who publishes, and who waits for it.
 
-use std::{future::poll_fn, pin::pin, task::Poll};
+use std::{future::poll_fn, mem, pin::pin, sync::Mutex, task::Poll};
 
 use uaio_core::{
     sync::{
+        Track,
         atomic::{AtomicBool, Ordering, fence},
         thread::Parker,
     },
@@ -12,7 +13,7 @@ use uaio_core::{
 
 use crate::{
     Model, Scenario, Theorem, block_on,
-    harness::{Control, Shows},
+    harness::{Control, Handed, Memory, Shows},
     reached,
 };
 
@@ -123,4 +124,130 @@ fn early_out_on_relaxed_hint() {
         .held_by("history::notify::who_waits_is_woken")
         .only_loom()
         .refuted(|| one_wakes_one_waits::<RelaxedHint>());
+}
+
+/// A ring of one event, and an eventfd that tells of it.
+struct Told {
+    eventfd: Parker,
+    posted: AtomicBool,
+}
+
+/// One completes, one reaps whenever it is told.
+fn told_by_an_eventfd(complete: fn(&Told)) -> Scenario<Told> {
+    Scenario::of(Told {
+        eventfd: Parker::new(),
+        posted: AtomicBool::new(false),
+    })
+    .role("completer", complete)
+    .role("reaper", |w| {
+        while !w.posted.load(Ordering::Relaxed) {
+            reached("told");
+            w.eventfd.park();
+        }
+        reached("reaped");
+    })
+}
+
+#[test]
+fn who_is_told_by_an_eventfd_finds_the_event() {
+    Model::of(
+        &[Theorem::NoLostWakeup, Theorem::Order],
+        &["told", "reaped"],
+    )
+    .check(|| {
+        told_by_an_eventfd(|w| {
+            w.posted.store(true, Ordering::Relaxed);
+            w.eventfd.unpark();
+        })
+    });
+}
+
+/// Linux aio, once: the eventfd is signalled, and then the event is posted.
+#[test]
+fn eventfd_before_ring_post() {
+    Control::shows(Shows::Hang)
+        .held_by("history::notify::who_is_told_by_an_eventfd_finds_the_event")
+        .reaching(&["told", "reaped"])
+        .refuted(|| {
+            told_by_an_eventfd(|w| {
+                w.eventfd.unpark();
+                w.posted.store(true, Ordering::Relaxed);
+            })
+        });
+}
+
+/// The patch of 2006: the target of a signal ends while its notification is pending,
+/// which holds no reference to it.
+#[test]
+fn signal_target_without_reference() {
+    Control::shows(Shows::UnorderedAccess)
+        .held_by("notify::the_end_waits_for_who_tells")
+        .only_loom()
+        .refuted(|| {
+            Scenario::of(Memory::new(Handed::new(0)))
+                // SAFETY: none: that is the error.
+                .role("completer", |w| unsafe { w.get() }.set(1))
+                // SAFETY: as above.
+                .role("exit", |w| unsafe { w.renew(Handed::new(0)) })
+        });
+}
+
+/// `SIGEV_NONE`.
+const NONE: i32 = 1;
+
+/// The patch of 2006: how to notify is an int, of which 16 bits are kept. What is none
+/// of the kinds has a notification reserved, and is taken for none when that is due.
+#[test]
+fn notify_kind_truncated_leaks_reservation() {
+    struct World {
+        kind: Mutex<u16>,
+        reserved: Mutex<Option<Track<()>>>,
+    }
+    Control::shows(Shows::Leak)
+        .held_by("notify::a_refused_request_tells_nobody")
+        .only_loom()
+        .refuted(|| {
+            Scenario::of(World {
+                kind: Mutex::default(),
+                reserved: Mutex::default(),
+            })
+            .role("submitter", |w| {
+                let asked = 1 << 16 | NONE;
+                if asked != NONE {
+                    *w.reserved.lock().unwrap() = Some(Track::new(()));
+                }
+                *w.kind.lock().unwrap() = asked as u16;
+            })
+            .role("completer", |_| ())
+            .finally(|w| {
+                let reserved = w.reserved.lock().unwrap().take();
+                if *w.kind.lock().unwrap() == NONE as u16 {
+                    // It has none, and nobody knows of it.
+                    mem::forget(reserved);
+                }
+            })
+        });
+}
+
+/// The patch of 2006: where submitting fails, a reference to the target is put that was
+/// not taken yet.
+#[test]
+fn failed_submit_puts_what_it_never_got() {
+    fn put(references: &Mutex<u64>) {
+        let before = {
+            let mut references = references.lock().unwrap();
+            let before = *references;
+            *references = before.saturating_sub(1);
+            before
+        };
+        assert!(before > 0, "put what was never taken");
+    }
+    Control::shows(Shows::Assertion("put what was never taken"))
+        .held_by("notify::a_refused_request_tells_nobody")
+        .refuted(|| {
+            // The target's own.
+            Scenario::of(Mutex::new(1))
+                .role("submitter", put)
+                .role("exit", put)
+        });
 }
