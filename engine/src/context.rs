@@ -22,9 +22,12 @@ use uaio_core::{
 use crate::{
     asyncfd::AsyncFd,
     drive::block_on,
-    op::{Course, Op},
+    notify::Told,
+    op::{Course, Op, Unreaped},
+    operation::{Awaited, Lead, Operation, Unsubmitted},
     pool::{Pool, Request, Slots, as_result},
     raw::Iocb,
+    signals::SignalSet,
 };
 
 type Batch<'c> = context::Batch<'c, ring::Boxed, Slots>;
@@ -97,6 +100,7 @@ pub struct Context(Arc<Owner>);
 
 static_assertions::assert_impl_all!(Context: Send, Sync);
 static_assertions::assert_impl_all!(Op: Send);
+static_assertions::assert_impl_all!(Operation: Send);
 static_assertions::assert_impl_all!(crate::File: Send, Sync);
 static_assertions::assert_impl_all!(AsyncFd: Send, Sync);
 
@@ -161,6 +165,11 @@ impl Context {
     /// than two heads. EBADF: it is the path of a file, and not open. ENOSPC, ENOMEM,
     /// ELOOP: epoll takes no more descriptors, or not this one.
     ///
+    /// # Panics
+    ///
+    /// If a [source](Op::poll_source) does. Its request was accepted, ends with EIO, and
+    /// left a [nop](Op::nop) where it was.
+    ///
     /// ```
     /// use uaio::{Context, Errno, Op};
     ///
@@ -182,6 +191,46 @@ impl Context {
             }
         }
         Ok(total)
+    }
+
+    /// Submits a request, and waits for its completion as a future: which is where that
+    /// goes, and not into the context's ring. Its room is free when it has resolved *and*
+    /// who completed it is done with it, which may be a moment later.
+    ///
+    /// # Errors
+    ///
+    /// As of [`submit`](Self::submit); and EINVAL: it is [for](Op::to) an asyncfd, or
+    /// [tells](Op::notify) somebody. The request is given back.
+    ///
+    /// ```
+    /// use uaio::{Context, File, Op};
+    ///
+    /// let file = File::new(tempfile::tempfile()?)?;
+    /// let context = Context::new(2)?;
+    /// let operation = context.operation(Op::pwrite(&file, b"written".to_vec(), 0))?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// # runtime.block_on(async {
+    /// let done = operation.await;
+    /// assert_eq!(done.result, Ok(7));
+    /// # });
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[expect(clippy::result_large_err, reason = "the request is given back")]
+    pub fn operation(&self, op: Op) -> Result<Operation, Unsubmitted> {
+        let mut place = op;
+        let mut submission = Submission::new(self.pool());
+        submission.awaits = true;
+        let accepted = match place.is_delivered() {
+            true => Err(Errno::EINVAL),
+            false => submission.accept(&mut place, 1),
+        };
+        match (accepted, submission.operation.take()) {
+            (Ok(_), Some(operation)) => Ok(Operation::new(operation)),
+            (accepted, _) => Err(Unsubmitted {
+                errno: accepted.err().unwrap_or(Errno::EIO),
+                op: place,
+            }),
+        }
     }
 
     /// As [`submit`](Self::submit), for requests by address.
@@ -307,9 +356,40 @@ impl Context {
         timeout: Option<Duration>,
         events: &mut Vec<Completion>,
     ) -> Result<usize, Errno> {
+        self.get(min_nr, nr, timeout, None, events)
+    }
+
+    /// As [`getevents`](Self::getevents), with another signal mask for as long as the
+    /// thread waits: it is set and set back together with the wait, so no signal comes in
+    /// between. One that it lets in, and that is handled, ends the wait.
+    ///
+    /// # Errors
+    ///
+    /// As of `getevents`; and EINTR: a signal ended the wait, and nothing was taken out.
+    /// EMFILE, ENFILE, ENOMEM: the system has no descriptor left.
+    pub fn pgetevents(
+        &self,
+        min_nr: usize,
+        nr: usize,
+        timeout: Option<Duration>,
+        mask: &SignalSet,
+        events: &mut Vec<Completion>,
+    ) -> Result<usize, Errno> {
+        self.get(min_nr, nr, timeout, Some(mask), events)
+    }
+
+    fn get(
+        &self,
+        min_nr: usize,
+        nr: usize,
+        timeout: Option<Duration>,
+        mask: Option<&SignalSet>,
+        events: &mut Vec<Completion>,
+    ) -> Result<usize, Errno> {
         if min_nr > nr {
             return Err(Errno::EINVAL);
         }
+        let mut interrupted = false;
         let mut up = timeout == Some(Duration::ZERO);
         // A limit that the clock cannot express is none.
         let deadline = timeout.and_then(|limit| Instant::now().checked_add(limit));
@@ -324,13 +404,15 @@ impl Context {
                 got += self.reap(nr - got, events)?;
             }
             if got >= min_nr || up {
-                return if got == 0 && ended {
-                    Err(Errno::EINVAL)
-                } else {
-                    Ok(got)
+                return match got {
+                    0 if ended => Err(Errno::EINVAL),
+                    0 if interrupted => Err(Errno::EINTR),
+                    got => Ok(got),
                 };
             }
-            up = !self.wait((min_nr - got).min(self.capacity()), deadline);
+            let waited = self.wait((min_nr - got).min(self.capacity()), deadline, mask)?;
+            interrupted = waited == Waited::Interrupted;
+            up = waited != Waited::Enough;
         }
     }
 
@@ -344,7 +426,7 @@ impl Context {
             let reaped = chunk.iter().flatten();
             // What named a target, which was closed, says so itself.
             let driven =
-                reaped.filter(|done| done.payload.to.is_none() && done.payload.is_driven());
+                reaped.filter(|done| done.payload.unreaped.is_none() && done.payload.is_driven());
             let driven = driven.count();
             if driven > 0 {
                 self.pool().drive.over(driven);
@@ -358,35 +440,47 @@ impl Context {
         Ok(got)
     }
 
-    /// Waits until there are `n` completions. `false`: the time was up before, or
-    /// the context is destroyed.
-    fn wait(&self, n: usize, deadline: Option<Instant>) -> bool {
+    /// Waits until there are `n` completions.
+    fn wait(
+        &self,
+        n: usize,
+        deadline: Option<Instant>,
+        mask: Option<&SignalSet>,
+    ) -> Result<Waited, Errno> {
         let pool = self.pool();
         let Ok(wait) = pool.core.as_ref().wait(n) else {
-            return false;
+            return Ok(Waited::Up);
         };
         let mut wait = pin!(wait);
-        let mut role = pool.drive.join();
-        let enough = loop {
+        let mut role = pool.drive.join(mask)?;
+        let mut interrupted = false;
+        let waited = loop {
             let waker = role.waker();
             let mut task = task::Context::from_waker(&waker);
             if let Poll::Ready(enough) = wait.as_mut().poll(&mut task) {
-                break enough.is_ok();
+                break match enough {
+                    Ok(_) => Waited::Enough,
+                    Err(_) => Waited::Up,
+                };
             }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                break wait.as_mut().expire() == Expired::Woken;
+            if interrupted || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                break match wait.as_mut().expire() {
+                    Expired::Woken => Waited::Enough,
+                    Expired::TimedOut if interrupted => Waited::Interrupted,
+                    Expired::TimedOut => Waited::Up,
+                };
             }
-            role.sleep(deadline, &mut |handle| pool.expire(handle));
+            interrupted = role.sleep(deadline, &mut |due| pool.see_to(due));
         };
         drop(role);
         pool.attend();
-        enough
+        Ok(waited)
     }
 
     /// Takes in what has become ready or due, if nobody else does.
     fn look(&self) -> bool {
         let pool = self.pool();
-        let looked = pool.drive.look(&mut |handle| pool.expire(handle));
+        let looked = pool.drive.look(&mut |due| pool.see_to(due));
         if looked {
             pool.attend();
         }
@@ -453,10 +547,22 @@ impl Context {
     }
 }
 
+/// How waiting ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    Enough,
+    /// The time is up, or the context is destroyed.
+    Up,
+    /// A signal came.
+    Interrupted,
+}
+
 fn destroy(pool: &Pool) {
     pool.close();
     block_on(pin!(pool.core.destroy(|_| {})));
     pool.join();
+    // Once more: whom it cannot tell now it does not tell.
+    pool.core.notify_again();
 }
 
 pub(crate) fn completion(done: context::Completion<Op>) -> Completion {
@@ -465,9 +571,6 @@ pub(crate) fn completion(done: context::Completion<Op>) -> Completion {
         mut payload,
         handle,
     } = done;
-    if let Some(to) = &mut payload.to {
-        to.over();
-    }
     Completion {
         data: event.data,
         result: match usize::try_from(event.res) {
@@ -493,8 +596,11 @@ struct Submission<'c> {
     queued: bool,
     /// How many it has accepted that somebody has to drive for.
     driven: usize,
-    /// How many of those have a target that is no ring.
+    /// How many of those no reaper takes out.
     unreaped: usize,
+    /// The one that it submits is waited for, by what is left here.
+    awaits: bool,
+    operation: Option<Awaited>,
 }
 
 impl<'c> Submission<'c> {
@@ -506,6 +612,8 @@ impl<'c> Submission<'c> {
             queued: false,
             driven: 0,
             unreaped: 0,
+            awaits: false,
+            operation: None,
         }
     }
 
@@ -536,16 +644,29 @@ impl<'c> Submission<'c> {
             data: op.data,
             obj: 0,
         };
-        let target = op.to.as_mut().map(|to| {
-            to.driven = driven;
-            Arc::clone(&to.ring)
-        });
-        let unreaped = driven && target.is_some();
+        let target = op.to.as_ref().map(|to| Arc::clone(&to.ring));
+        let told = (op.notify.as_ref()).map(|notify| Told::new(notify, self.pool));
+        let unreaped = driven && (target.is_some() || self.awaits);
+        op.unreaped = unreaped.then(|| Unreaped::new(&self.pool.drive));
         let core = self.pool.core.as_ref();
         let mut request = reservation.fill(iocb, op);
         if let Some(target) = target {
             request =
                 (core.deliver_to(request, target)).map_err(|refused| refuse(refused, place))?;
+        }
+        if let Some(told) = told {
+            request = (core.get_ref().notify_by(request, told))
+                .map_err(|refused| refuse(refused, place))?;
+        }
+        if self.awaits {
+            let lead = Lead::new(self.pool);
+            let (awaited, operation) = Awaited::of(lead, request).map_err(|refused| {
+                let Refused { error, request } = refused;
+                let request = request.0;
+                refuse(Refused { error, request }, place)
+            })?;
+            request = awaited;
+            self.operation = Some(operation);
         }
         // Before: a source's panic ends the request, and this.
         self.driven += usize::from(driven);
@@ -592,9 +713,8 @@ impl<'c> Submission<'c> {
 fn refuse(refused: Refused<Request<'_>>, place: &mut Op) -> Errno {
     let Refused { error, request } = refused;
     if let Some(mut op) = request.refuse() {
-        if let Some(to) = &mut op.to {
-            // It was not counted.
-            to.driven = false;
+        if let Some(unreaped) = op.unreaped.take() {
+            unreaped.never();
         }
         *place = op;
     }

@@ -9,7 +9,8 @@
 //! when nobody has driven for a while, gives way to whoever comes, and goes when it was
 //! not needed for long. So what is armed goes on also without a reaper, and a program
 //! that mostly waits does not pay for it. While there are requests whose completions go
-//! to an asyncfd it takes over at once: no reaper is to be expected for those.
+//! to an asyncfd it takes over at once: no reaper is to be expected for those. So it does
+//! while somebody could not be told of a completion, and is to be tried again.
 //!
 //! All that is decided under one lock, which is never held while anybody sleeps, wakes
 //! or is called.
@@ -17,6 +18,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{self, Wake, Waker},
@@ -27,12 +29,19 @@ use std::{
 use rustix::event::Timespec;
 use uaio_core::{Errno, context::Handle};
 
-use crate::{epoll::Epoll, sys::lock};
+use crate::{
+    epoll::Epoll,
+    signals::SignalSet,
+    sys::{self, lock},
+};
 
 /// How long nobody has to have driven for the driver to take over.
 const GRACE: Duration = Duration::from_millis(10);
 /// How long a driver that is not needed stays.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How soon, and how late, what could not be told is tried again.
+const SOON: Duration = Duration::from_millis(1);
+const LATE: Duration = Duration::from_millis(100);
 /// The longest sleep: within what every kernel's epoll takes.
 const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -47,7 +56,7 @@ pub(crate) struct Drive {
 #[derive(Debug)]
 struct State {
     leader: Option<ThreadId>,
-    followers: VecDeque<Thread>,
+    followers: VecDeque<Follower>,
     /// While the leader sleeps, until when.
     sleeps: Option<Option<Instant>>,
     /// The leader is to look again before it sleeps.
@@ -60,10 +69,48 @@ struct State {
     driven: isize,
     /// How many of those no reaper takes out: their target is an asyncfd.
     unreaped: isize,
+    /// How many wait to be told.
+    untold: usize,
+    /// When they are tried again, and how long the last wait for that was.
+    again: Option<Instant>,
+    backoff: Duration,
     /// How often somebody drove.
     turns: u64,
     driver: Driver,
     closed: bool,
+}
+
+/// One who is woken when it leads, or has what it waits for.
+#[derive(Debug)]
+enum Follower {
+    Parked(Thread),
+    /// With another signal mask, until this eventfd is written.
+    Polls(ThreadId, Arc<OwnedFd>),
+}
+
+impl Follower {
+    fn id(&self) -> ThreadId {
+        match self {
+            Self::Parked(thread) => thread.id(),
+            Self::Polls(thread, _) => *thread,
+        }
+    }
+
+    fn wake(&self) {
+        match self {
+            Self::Parked(thread) => thread.unpark(),
+            Self::Polls(_, bell) => sys::ring(bell.as_fd()),
+        }
+    }
+}
+
+/// What the leader is to see to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Due {
+    /// The time of this request is up.
+    Expired(Handle),
+    /// What could not be told is to be tried again.
+    Again,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +122,26 @@ enum Driver {
     Waiting,
     /// Leads, until somebody else comes.
     Driving,
+}
+
+impl State {
+    /// Nobody has to drive.
+    fn is_idle(&self) -> bool {
+        self.driven <= 0 && self.untold == 0
+    }
+
+    /// Somebody has to, and no reaper is to be expected.
+    fn is_unreaped(&self) -> bool {
+        self.unreaped > 0 || self.untold > 0
+    }
+
+    /// What could not be told is tried again after a wait that grows.
+    fn retry(&mut self) -> Instant {
+        self.backoff = (self.backoff * 2).clamp(SOON, LATE);
+        let at = Instant::now() + self.backoff;
+        self.again = Some(at);
+        at
+    }
 }
 
 impl Drive {
@@ -93,6 +160,9 @@ impl Drive {
                 limits_set: 0,
                 driven: 0,
                 unreaped: 0,
+                untold: 0,
+                again: None,
+                backoff: Duration::ZERO,
                 turns: 0,
                 driver: Driver::Absent,
                 closed: false,
@@ -117,10 +187,7 @@ impl Drive {
         state.limits_set += 1;
         let key = (at, state.limits_set);
         state.limits.insert(key, handle);
-        let sooner = |until: Option<Instant>| until.is_none_or(|until| at < until);
-        if state.sleeps.is_some_and(sooner) {
-            self.call(state);
-        }
+        self.sooner(state, at);
     }
 
     /// Has the leader look before it sleeps again.
@@ -152,6 +219,36 @@ impl Drive {
         state.unreaped -= 1;
     }
 
+    /// Somebody could not be told, and is to be tried again until that is
+    /// [over](Self::told).
+    pub(crate) fn untold(&self) {
+        let mut state = lock(&self.state);
+        state.untold += 1;
+        if state.again.is_none() {
+            let at = state.retry();
+            self.sooner(state, at);
+        }
+    }
+
+    /// One who could not be told was told, or is not to be.
+    pub(crate) fn told(&self) {
+        let mut state = lock(&self.state);
+        state.untold -= 1;
+        // The others may be next.
+        state.backoff = Duration::ZERO;
+        if state.untold == 0 {
+            state.again = None;
+        }
+    }
+
+    /// Has the leader wake at that time.
+    fn sooner(&self, state: MutexGuard<'_, State>, at: Instant) {
+        let sooner = |until: Option<Instant>| until.is_none_or(|until| at < until);
+        if state.sleeps.is_some_and(sooner) {
+            self.call(state);
+        }
+    }
+
     /// How many need somebody to drive, and how many of them have no reaper.
     #[cfg(test)]
     pub(crate) fn needed_by(&self) -> (isize, isize) {
@@ -163,14 +260,14 @@ impl Drive {
     /// there is called if need be.
     pub(crate) fn wants_driver(&self) -> bool {
         let mut state = lock(&self.state);
-        if state.closed || state.leader.is_some() || state.driven <= 0 {
+        if state.closed || state.leader.is_some() || state.is_idle() {
             return false;
         }
         match mem::replace(&mut state.driver, Driver::Watching) {
             Driver::Absent => return true,
             Driver::Waiting => self.needed.notify_one(),
             // It waits for a reaper, who is not to be expected for these.
-            Driver::Watching if state.unreaped > 0 => self.needed.notify_one(),
+            Driver::Watching if state.is_unreaped() => self.needed.notify_one(),
             Driver::Watching | Driver::Driving => {}
         }
         false
@@ -182,10 +279,10 @@ impl Drive {
     }
 
     /// The life of the driver.
-    pub(crate) fn run(&self, expire: &mut dyn FnMut(Handle)) {
+    pub(crate) fn run(&self, see_to: &mut dyn FnMut(Due)) {
         let mut state = lock(&self.state);
         while !state.closed {
-            let idle = state.leader.is_some() || state.driven <= 0;
+            let idle = state.leader.is_some() || state.is_idle();
             let turns = state.turns;
             let (driver, time) = match idle {
                 true => (Driver::Waiting, PATIENCE),
@@ -193,7 +290,7 @@ impl Drive {
             };
             state.driver = driver;
             // Nobody else is to be expected for those without a reaper.
-            if idle || state.unreaped <= 0 {
+            if idle || !state.is_unreaped() {
                 let (back, wait) =
                     (self.needed.wait_timeout(state, time)).unwrap_or_else(PoisonError::into_inner);
                 state = back;
@@ -201,7 +298,7 @@ impl Drive {
                     continue;
                 }
                 if idle {
-                    if state.leader.is_some() || state.driven <= 0 {
+                    if state.leader.is_some() || state.is_idle() {
                         break;
                     }
                     continue;
@@ -212,9 +309,9 @@ impl Drive {
             }
             state.leader = Some(thread::current().id());
             state.driver = Driver::Driving;
-            while !state.closed && state.followers.is_empty() && state.driven > 0 {
+            while !state.closed && state.followers.is_empty() && !state.is_idle() {
                 drop(state);
-                self.turn(Instant::now().checked_add(PATIENCE), expire);
+                self.turn(Instant::now().checked_add(PATIENCE), None, see_to);
                 state = lock(&self.state);
             }
             pass_on(&mut state);
@@ -233,10 +330,10 @@ impl Drive {
 
     /// Drives once, without waiting, unless there is nothing to do or somebody else
     /// leads. Tells whether it did.
-    pub(crate) fn look(self: &Arc<Self>, expire: &mut dyn FnMut(Handle)) -> bool {
+    pub(crate) fn look(self: &Arc<Self>, see_to: &mut dyn FnMut(Due)) -> bool {
         {
             let mut state = lock(&self.state);
-            if state.leader.is_some() || state.driven <= 0 {
+            if state.leader.is_some() || state.is_idle() {
                 return false;
             }
             state.leader = Some(thread::current().id());
@@ -245,56 +342,95 @@ impl Drive {
         let _leader = Role {
             drive: self,
             leads: true,
+            masked: None,
         };
-        self.turn(None, expire);
+        self.turn(None, None, see_to);
         true
     }
 
-    /// Takes part in the waiting, as the leader if there is none.
-    pub(crate) fn join(self: &Arc<Self>) -> Role<'_> {
+    /// Takes part in the waiting, as the leader if there is none; with a signal mask of
+    /// its own, or without.
+    ///
+    /// # Errors
+    ///
+    /// With a mask, what the system said: EMFILE, ENFILE, ENOMEM.
+    pub(crate) fn join<'d>(
+        self: &'d Arc<Self>,
+        mask: Option<&'d SignalSet>,
+    ) -> Result<Role<'d>, Errno> {
+        let bell = mask.map(|_| sys::bell().map(Arc::new)).transpose()?;
         let mut state = lock(&self.state);
         let leads = state.leader.is_none();
         if leads {
             state.leader = Some(thread::current().id());
         } else {
-            state.followers.push_back(thread::current());
+            state.followers.push_back(match &bell {
+                None => Follower::Parked(thread::current()),
+                Some(bell) => Follower::Polls(thread::current().id(), Arc::clone(bell)),
+            });
             if state.driver == Driver::Driving {
                 self.call(state);
             }
         }
-        Role { drive: self, leads }
+        Ok(Role {
+            drive: self,
+            leads,
+            masked: mask.zip(bell),
+        })
     }
 
-    /// Of the leader: ends what is due, then waits until there is something to do.
-    fn turn(&self, until: Option<Instant>, expire: &mut dyn FnMut(Handle)) {
+    /// Of the leader: ends what is due, then waits until there is something to do. Tells
+    /// whether a signal ended that which the mask let in.
+    fn turn(
+        &self,
+        until: Option<Instant>,
+        mask: Option<&SignalSet>,
+        see_to: &mut dyn FnMut(Due),
+    ) -> bool {
         let mut due = Vec::new();
         let mut state = lock(&self.state);
         let now = Instant::now();
         while let Some(first) = state.limits.first_entry()
             && first.key().0 <= now
         {
-            due.push(first.remove());
+            due.push(Due::Expired(first.remove()));
+        }
+        if state.again.is_some_and(|at| at <= now) {
+            state.again = None;
+            due.push(Due::Again);
         }
         let called = mem::take(&mut state.called);
         let next = state.limits.first_key_value().map(|((at, _), _)| *at);
-        let until = [until, next].into_iter().flatten().min();
+        let until = [until, next, state.again].into_iter().flatten().min();
         let sleeps = !called && due.is_empty();
         if sleeps {
             state.sleeps = Some(until);
         }
         drop(state);
-        for handle in due {
-            expire(handle);
+        for due in due {
+            see_to(due);
+            if matches!(due, Due::Again) {
+                let mut state = lock(&self.state);
+                if state.untold > 0 && state.again.is_none() {
+                    state.retry();
+                }
+            }
         }
         let time = match sleeps {
             true => until.map(|until| until.saturating_duration_since(now).min(LONGEST)),
             false => Some(Duration::ZERO),
         };
-        self.epoll.wait(time.map(timespec).as_ref(), || {
+        let mut time = time.map(timespec);
+        let interrupted = mask.is_some_and(|mask| {
+            let time = time.replace(timespec(Duration::ZERO));
+            sys::poll_with(self.epoll.as_fd(), time.as_ref(), mask).is_err()
+        });
+        self.epoll.wait(time.as_ref(), || {
             let mut state = lock(&self.state);
             state.sleeps = None;
             state.turns += 1;
         });
+        interrupted
     }
 }
 
@@ -311,9 +447,9 @@ fn pass_on(state: &mut State) {
     state.called = false;
     state.sleeps = None;
     let next = state.followers.pop_front();
-    state.leader = next.as_ref().map(Thread::id);
+    state.leader = next.as_ref().map(Follower::id);
     if let Some(next) = next {
-        next.unpark();
+        next.wake();
     }
 }
 
@@ -333,28 +469,47 @@ impl Wake for Drive {
 pub(crate) struct Role<'d> {
     drive: &'d Arc<Drive>,
     leads: bool,
+    /// The mask to sleep with, and what ends the sleep of one who follows.
+    masked: Option<(&'d SignalSet, Arc<OwnedFd>)>,
 }
 
 impl Role<'_> {
     /// Ends the next [`sleep`](Self::sleep).
     pub(crate) fn waker(&self) -> Waker {
-        match self.leads {
-            true => Arc::clone(self.drive).into(),
-            false => unpark(),
+        match &self.masked {
+            _ if self.leads => Arc::clone(self.drive).into(),
+            Some((_, bell)) => Arc::new(Bell(Arc::clone(bell))).into(),
+            None => unpark(),
         }
     }
 
     /// Waits until there is something to do, `until` is there or the role has changed;
-    /// or less.
-    pub(crate) fn sleep(&mut self, until: Option<Instant>, expire: &mut dyn FnMut(Handle)) {
+    /// or less. Tells whether a signal ended that which the mask let in.
+    pub(crate) fn sleep(&mut self, until: Option<Instant>, see_to: &mut dyn FnMut(Due)) -> bool {
+        let mask = self.masked.as_ref().map(|(mask, _)| *mask);
         if self.leads {
-            return self.drive.turn(until, expire);
+            return self.drive.turn(until, mask, see_to);
         }
-        match until {
-            None => thread::park(),
-            Some(until) => thread::park_timeout(until.saturating_duration_since(Instant::now())),
+        let time = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let interrupted = match (&self.masked, time) {
+            (Some((mask, bell)), time) => {
+                let time = time.map(|time| timespec(time.min(LONGEST)));
+                sys::poll_with(bell.as_fd(), time.as_ref(), mask).is_err()
+            }
+            (None, None) => {
+                thread::park();
+                false
+            }
+            (None, Some(time)) => {
+                thread::park_timeout(time);
+                false
+            }
+        };
+        if let Some((_, bell)) = &self.masked {
+            sys::hush(bell.as_fd());
         }
         self.leads = lock(&self.drive.state).leader == Some(thread::current().id());
+        interrupted
     }
 }
 
@@ -365,8 +520,21 @@ impl Drop for Role<'_> {
         if state.leader == Some(me) {
             pass_on(&mut state);
         } else {
-            state.followers.retain(|thread| thread.id() != me);
+            state.followers.retain(|follower| follower.id() != me);
         }
+    }
+}
+
+/// Wakes a thread that polls.
+struct Bell(Arc<OwnedFd>);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        sys::ring(self.0.as_fd());
     }
 }
 
@@ -394,5 +562,47 @@ pub(crate) fn block_on(mut over: Pin<&mut impl Future<Output = ()>>) {
     let mut task = task::Context::from_waker(&waker);
     while over.as_mut().poll(&mut task).is_pending() {
         thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use uaio_core::{poll::Source, wait::WaitQueue};
+
+    use super::*;
+    use crate::{Context, Op, event};
+
+    struct Panics;
+
+    // SAFETY: it has no heads.
+    unsafe impl Source for Panics {
+        fn heads(&self, _: &mut dyn FnMut(&WaitQueue)) {
+            panic!("on purpose")
+        }
+        fn mask(&self) -> u16 {
+            0
+        }
+    }
+
+    #[test]
+    fn nobody_drives_for_a_source_that_panicked() {
+        let context = Context::new(2).unwrap();
+        let op = || {
+            let op = Op::poll_source(Arc::new(Panics), event::IN);
+            op.with_timeout(Duration::from_secs(1))
+        };
+        let drive = &context.pool().drive;
+        let submitted = catch_unwind(AssertUnwindSafe(|| context.submit(&mut [op()])));
+        assert!(submitted.is_err());
+        let mut events = Vec::new();
+        assert_eq!(context.getevents(0, 2, None, &mut events), Ok(1));
+        assert_eq!(events[0].result, Err(Errno::EIO));
+        assert_eq!(drive.needed_by(), (0, 0));
+        let submitted = catch_unwind(AssertUnwindSafe(|| drop(context.operation(op()))));
+        assert!(submitted.is_err());
+        assert_eq!(drive.needed_by(), (0, 0));
+        assert_eq!(context.submit(&mut [Op::nop(), Op::nop()]), Ok(2));
     }
 }

@@ -25,16 +25,15 @@ use std::{
     collections::HashMap,
     fmt,
     mem::MaybeUninit,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     ptr,
     sync::{Arc, Mutex, Weak},
 };
 
 use rustix::{
     event::{
-        EventfdFlags, Timespec,
+        Timespec,
         epoll::{self, CreateFlags, EventData, EventFlags},
-        eventfd,
     },
     io::Errno as Number,
 };
@@ -98,8 +97,7 @@ impl Epoll {
     /// What the system said: EMFILE, ENFILE, ENOMEM.
     pub(crate) fn new() -> Result<Arc<Self>, Errno> {
         let fd = epoll::create(CreateFlags::CLOEXEC).map_err(sys::errno)?;
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let bell = bell.map_err(sys::errno)?;
+        let bell = sys::bell()?;
         let flags = EventFlags::IN | EventFlags::ET;
         epoll::add(&fd, &bell, EventData::new_u64(BELL), flags).map_err(sys::errno)?;
         Ok(Arc::new(Self {
@@ -158,8 +156,7 @@ impl Epoll {
 
     /// Ends a [`wait`](Self::wait), this one or the next.
     pub(crate) fn ring(&self) {
-        // It cannot fail but by being rung 2^64 times.
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        sys::ring(self.bell.as_fd());
     }
 
     /// Waits for reports until `timeout`, or a signal, or the [bell](Self::ring); and
@@ -192,6 +189,12 @@ impl Epoll {
             }
         }
         REPORT.set((ptr::null(), 0));
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -6,23 +6,32 @@
 compile_error!("uaio needs a 64-bit target: file offsets are passed in one register");
 
 mod asyncfd;
+mod callback;
 mod context;
 mod drive;
 mod epoll;
 mod file;
+mod notify;
 mod op;
+mod operation;
 mod pool;
 mod raw;
+mod signals;
 mod sys;
 
 pub use asyncfd::AsyncFd;
+pub use callback::{Callback, Called, Uncalled, callback_panics};
 pub use context::{Builder, Completion, Context};
 pub use file::{File, Unfit};
+pub use notify::{Capabilities, Notify, capabilities};
 pub use op::Op;
+pub use operation::{Operation, Unsubmitted};
 pub use raw::Iocb;
+pub use signals::SignalSet;
 pub use uaio_core::{
     Errno,
     asyncfd::{AsyncfdResult, Drained, ResultCell, Uring},
     context::Handle,
     poll::{Source, event},
+    sigevent::{CompatSigevent, Sigevent},
 };

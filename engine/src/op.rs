@@ -12,6 +12,7 @@ use libc::{c_void, iovec};
 use rustix::fs::FileType;
 use uaio_core::{
     Errno,
+    callback::Accepted,
     context::Handle,
     poll::{Source, event},
     wait::WaitQueue,
@@ -22,6 +23,7 @@ use crate::{
     drive::Drive,
     epoll::{Epoll, Watch},
     file::{File, Way},
+    notify::Notify,
     sys::{self, Direction, EVENTS, IOV_MAX, Trial},
 };
 
@@ -53,6 +55,12 @@ pub struct Op {
     pub(crate) timeout: Option<Duration>,
     /// Where its completion goes, if not into the context's ring.
     pub(crate) to: Option<To>,
+    /// Whom it tells then.
+    pub(crate) notify: Option<Notify>,
+    /// While it is under way, and no reaper is to be expected for it.
+    pub(crate) unreaped: Option<Unreaped>,
+    /// While it is under way, whose callback is called then.
+    pub(crate) accepted: Option<Accepted<'static, Self>>,
     offload: bool,
     progress: Progress,
     /// Of a stream's, while it is under way. Dropped before the file.
@@ -66,24 +74,29 @@ pub(crate) struct To {
     pub(crate) ring: Arc<Ring>,
     /// Of its context, and stands for that.
     drive: Weak<Drive>,
-    /// Somebody has to drive for the request, until it is collected or dropped.
-    pub(crate) driven: bool,
 }
 
-impl To {
-    /// Nobody has to drive for it any more.
-    pub(crate) fn over(&mut self) {
-        if mem::take(&mut self.driven)
-            && let Some(drive) = self.drive.upgrade()
-        {
-            drive.unreaped_over();
-        }
+/// Somebody has to drive for the request, whom no reaper stands in for, until this is
+/// dropped.
+#[derive(Debug)]
+pub(crate) struct Unreaped(Weak<Drive>);
+
+impl Unreaped {
+    pub(crate) fn new(drive: &Arc<Drive>) -> Self {
+        Self(Arc::downgrade(drive))
+    }
+
+    /// It was not counted.
+    pub(crate) fn never(mut self) {
+        self.0 = Weak::new();
     }
 }
 
-impl Drop for To {
+impl Drop for Unreaped {
     fn drop(&mut self) {
-        self.over();
+        if let Some(drive) = self.0.upgrade() {
+            drive.unreaped_over();
+        }
     }
 }
 
@@ -232,6 +245,9 @@ impl Op {
             data: 0,
             timeout: None,
             to: None,
+            notify: None,
+            unreaped: None,
+            accepted: None,
             offload: false,
             progress: Progress::default(),
             watch: None,
@@ -418,8 +434,19 @@ impl Op {
         self.to = Some(To {
             ring: Arc::clone(asyncfd.ring()),
             drive: Arc::downgrade(asyncfd.drive()),
-            driven: false,
         });
+        self.notify = None;
+        self
+    }
+
+    /// Has somebody told once the completion is in the context's ring.
+    ///
+    /// What comes back with the completion keeps it. A request is delivered
+    /// [to](Self::to) an asyncfd or tells of its completion in the ring: what was said
+    /// last. (Raw requests tell nobody.)
+    pub fn notify(mut self, notify: &Notify) -> Self {
+        self.notify = Some(notify.clone());
+        self.to = None;
         self
     }
 
@@ -488,6 +515,7 @@ impl Op {
     /// submit it again.
     pub(crate) fn give_back(mut self, handle: Handle) -> Self {
         self.watch = None;
+        self.unreaped = None;
         match &self.work {
             Work::Sync { file, .. }
             | Work::Transfer(Transfer { file, .. })
@@ -504,7 +532,8 @@ impl Op {
 impl Op {
     /// # Errors
     ///
-    /// EINVAL when the request makes no sense. EBADFD: its target is closed.
+    /// EINVAL when the request makes no sense, or whom it tells is gone. EBADFD: its
+    /// target is closed.
     pub(crate) fn check(&self, drive: &Arc<Drive>) -> Result<(), Errno> {
         if let Some(to) = &self.to {
             if self.data == 0 || to.drive.as_ptr() != Arc::as_ptr(drive) {
@@ -513,6 +542,9 @@ impl Op {
             if to.ring.is_closed() {
                 return Err(Errno::EBADFD);
             }
+        }
+        if let Some(notify) = &self.notify {
+            notify.check()?;
         }
         let sensible = match &self.work {
             Work::Nop | Work::Sync { .. } => true,
@@ -529,6 +561,11 @@ impl Op {
         if sensible { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
+    /// Whether it says where its completion goes, or whom it tells.
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.to.is_some() || self.notify.is_some()
+    }
+
     /// Whether somebody has to drive for it, until it is taken out.
     pub(crate) fn is_driven(&self) -> bool {
         self.progress.handed_off && (self.watch.is_some() || self.timeout.is_some())
@@ -539,6 +576,17 @@ impl Op {
         let mut op = mem::replace(self, Self::nop());
         op.progress = Progress::default();
         op
+    }
+
+    /// The same of one that has begun.
+    pub(crate) fn take_begun(&mut self) -> Self {
+        mem::replace(self, Self::nop())
+    }
+
+    /// As it is given back to who is called.
+    pub(crate) fn ended(mut self) -> Self {
+        self.watch = None;
+        self
     }
 
     /// What is left there instead: its name.

@@ -36,23 +36,25 @@ use std::{
 use uaio_core::{
     Errno,
     context::{self, Handle},
+    delivery::All,
     poll::Heads,
     request::{Miss, Phase},
     ring, slots,
-    target::To,
 };
 
 use crate::{
     asyncfd::Ring,
-    drive::Drive,
+    drive::{Drive, Due},
+    notify::Told,
     op::Op,
     sys::{SignalsBlocked, lock},
 };
 
-pub(crate) type Slots = slots::Boxed<Op, Heads, To<Arc<Ring>>>;
-type Core = context::Context<ring::Boxed, Slots>;
+pub(crate) type Slots = slots::Boxed<Op, Heads, All<Arc<Ring>, Told>>;
+pub(crate) type Core = context::Context<ring::Boxed, Slots>;
 pub(crate) type Claim<'c> = context::Claim<'c, ring::Boxed, Slots>;
 pub(crate) type Request<'c> = context::Request<'c, ring::Boxed, Slots>;
+pub(crate) type Reservation<'c> = context::Reservation<'c, ring::Boxed, Slots>;
 type Running<'c> = context::Running<'c, ring::Boxed, Slots>;
 
 /// How long a worker that is not needed stays.
@@ -181,7 +183,7 @@ impl Pool {
             return;
         };
         if self.drive.wants_driver() {
-            let drive = |pool: &Arc<Self>| pool.drive.run(&mut |handle| pool.expire(handle));
+            let drive = |pool: &Arc<Self>| pool.drive.run(&mut |due| pool.see_to(due));
             if self.start("uaio-driver", drive).is_err() {
                 self.drive.no_driver();
             }
@@ -196,8 +198,19 @@ impl Pool {
         }
     }
 
+    /// Its time has come.
+    pub(crate) fn see_to(&self, due: Due) {
+        match due {
+            Due::Expired(handle) => self.expire(handle),
+            Due::Again => {
+                // How many are left it knows itself.
+                self.core.notify_again();
+            }
+        }
+    }
+
     /// Its time is up.
-    pub(crate) fn expire(&self, handle: Handle) {
+    fn expire(&self, handle: Handle) {
         match self.core.claim(handle) {
             Ok(claim) => end(claim, Errno::ETIME),
             Err(Miss::Busy) => {

@@ -2,16 +2,19 @@
 
 use std::{
     fs, io, mem,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use libc::{c_int, c_long, iovec};
 use rustix::{
-    event::{PollFd, PollFlags, Timespec},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec},
     fs::{FileType, Mode, OFlags},
 };
 use uaio_core::{Errno, poll::event};
+
+use crate::signals::SignalSet;
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +84,15 @@ pub(crate) enum Trial {
     Plain,
     /// By the flag of `preadv2`.
     Nowait,
+}
+
+/// What a call returned, unless that says that it failed.
+fn checked(returned: c_long) -> Result<c_long, Errno> {
+    if returned < 0 {
+        Err(last_errno())
+    } else {
+        Ok(returned)
+    }
 }
 
 fn last_errno() -> Errno {
@@ -279,5 +291,161 @@ impl Drop for SignalsBlocked {
     fn drop(&mut self) {
         // SAFETY: a set that was this thread's mask.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+    }
+}
+
+/// What a signal carries: `siginfo_t`, as a completion fills it.
+#[repr(C)]
+struct Info {
+    signo: c_int,
+    errno: c_int,
+    code: c_int,
+    pad: c_int,
+    pid: c_int,
+    uid: libc::uid_t,
+    value: u64,
+    rest: [u64; 12],
+}
+static_assertions::const_assert_eq!(size_of::<Info>(), size_of::<libc::siginfo_t>());
+
+/// `SI_ASYNCIO`.
+const ASYNCIO: c_int = -4;
+/// `PIDFD_THREAD`.
+const THREAD: c_int = libc::O_EXCL;
+
+/// A descriptor for a process, or a thread.
+pub(crate) fn pidfd_open(id: c_int, thread: bool) -> Result<OwnedFd, Errno> {
+    let flags = if thread { THREAD } else { 0 };
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) };
+    let fd = checked(fd)?;
+    // SAFETY: just opened, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Whether what it is for is there.
+///
+/// # Errors
+///
+/// ESRCH: it is gone.
+pub(crate) fn pidfd_exists(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    send(pidfd, 0, ptr::null())
+}
+
+/// Sends a signal, with a value, that says that a completion is the reason.
+///
+/// # Errors
+///
+/// EAGAIN: there are as many pending as there may be. ESRCH: who would get it is gone.
+pub(crate) fn pidfd_send_signal(
+    pidfd: BorrowedFd<'_>,
+    signo: c_int,
+    value: u64,
+) -> Result<(), Errno> {
+    let info = Info {
+        signo,
+        errno: 0,
+        code: ASYNCIO,
+        pad: 0,
+        pid: std::process::id().cast_signed(),
+        // SAFETY: it always succeeds.
+        uid: unsafe { libc::getuid() },
+        value,
+        rest: [0; 12],
+    };
+    send(pidfd, signo, &raw const info)
+}
+
+fn send(pidfd: BorrowedFd<'_>, signo: c_int, info: *const Info) -> Result<(), Errno> {
+    // SAFETY: the information is null, or there until the call returns.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signo,
+            info,
+            0,
+        )
+    };
+    checked(sent).map(drop)
+}
+
+/// Whether a thread of this process has this number.
+///
+/// # Errors
+///
+/// ESRCH: none has.
+pub(crate) fn own_thread_exists(tid: c_int) -> Result<(), Errno> {
+    let process = std::process::id();
+    // SAFETY: no memory is passed, and no signal sent.
+    checked(unsafe { libc::syscall(libc::SYS_tgkill, process, tid, 0) }).map(drop)
+}
+
+/// Adds one to the counter of an eventfd, without waiting if nobody else does meanwhile;
+/// or nothing, if it is `merging`, and readable.
+///
+/// # Errors
+///
+/// EAGAIN: it is as high as it can be.
+pub(crate) fn add_one(eventfd: BorrowedFd<'_>, merging: bool) -> Result<(), Errno> {
+    let ready = ready(eventfd);
+    if merging && ready & event::IN != 0 {
+        return Ok(());
+    }
+    // It may be one that blocks.
+    if ready & event::OUT == 0 {
+        return Err(Errno::EAGAIN);
+    }
+    let written = rustix::io::retry_on_intr(|| rustix::io::write(eventfd, &1_u64.to_ne_bytes()));
+    written.map(drop).map_err(errno)
+}
+
+/// What ends a sleep: an eventfd.
+///
+/// # Errors
+///
+/// EMFILE, ENFILE, ENOMEM.
+pub(crate) fn bell() -> Result<OwnedFd, Errno> {
+    rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(errno)
+}
+
+/// Makes it readable.
+pub(crate) fn ring(bell: BorrowedFd<'_>) {
+    // It cannot fail but by being rung 2^64 times.
+    let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+}
+
+/// Makes it not readable.
+pub(crate) fn hush(bell: BorrowedFd<'_>) {
+    // It fails if it was not.
+    let _ = rustix::io::read(bell, &mut [0; 8]);
+}
+
+/// Waits until `fd` is readable or the time is up, with this mask for as long as it waits.
+///
+/// # Errors
+///
+/// EINTR: a signal that the mask let in was handled before.
+pub(crate) fn poll_with(
+    fd: BorrowedFd<'_>,
+    time: Option<&Timespec>,
+    mask: &SignalSet,
+) -> Result<(), Errno> {
+    let mut polled = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let time = time.map(|time| libc::timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: time.tv_nsec,
+    });
+    let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: one descriptor to poll; a time or none; a mask.
+    let n = unsafe { libc::ppoll(&raw mut polled, 1, time, mask.as_raw()) };
+    match n {
+        // Anything else cannot be of such arguments, but for ENOMEM: then the caller looks.
+        -1 if last_errno() == Errno::EINTR => Err(Errno::EINTR),
+        _ => Ok(()),
     }
 }
