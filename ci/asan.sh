@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Code that shares memory with its user, under AddressSanitizer: the core's asyncfd
-# while somebody scribbles over its rings, for SECONDS or for 20, and its other tests.
+# Code that shares memory with its user, or lends it, under AddressSanitizer: the core's
+# asyncfd while somebody scribbles over its rings, for SECONDS or for 20, and its other
+# tests; and 100,000 futures that are dropped at random moments, while workers use their
+# buffers.
 #
 # First it shows that it sees something: with an error planted (ci/planted/), by which
 # a ring's memory is given back under who writes it, it has to find a use after free.
@@ -57,3 +59,4 @@ copy_workspace "$planted"
 
 UAIO_SCRIBBLE_MS=$((seconds * 1000)) \
     under_asan --package uaio-core --test scribble --test asyncfd -- --nocapture
+under_asan --package uaio --test futures -- --nocapture
