@@ -24,7 +24,7 @@ use uaio_core::{
 
 use crate::{
     op::{Course, Op, Unreaped},
-    pool::{Pool, Reservation, as_result},
+    pool::{Pool, Reservation, as_result, from_result},
     sys::lock,
 };
 
@@ -103,13 +103,7 @@ impl Callback {
         Self(callback::Request::new(op, move |done| {
             callback(Called {
                 data: done.payload.data,
-                result: match usize::try_from(done.res) {
-                    Ok(n) => Ok(n),
-                    Err(_) => Err(i32::try_from(-done.res)
-                        .ok()
-                        .and_then(Errno::from_raw)
-                        .unwrap_or(Errno::EIO)),
-                },
+                result: from_result(done.res),
                 op: done.payload,
             });
         }))

@@ -25,7 +25,7 @@ use crate::{
     notify::Told,
     op::{Course, Op, Unreaped},
     operation::{Awaited, Lead, Operation, Unsubmitted},
-    pool::{Pool, Request, Slots, as_result},
+    pool::{Pool, Request, Slots, as_result, from_result},
     raw::Iocb,
     signals::SignalSet,
 };
@@ -573,14 +573,7 @@ pub(crate) fn completion(done: context::Completion<Op>) -> Completion {
     } = done;
     Completion {
         data: event.data,
-        result: match usize::try_from(event.res) {
-            Ok(n) => Ok(n),
-            // Out of memory that others can write it may be anything.
-            Err(_) => Err((event.res.checked_neg())
-                .and_then(|number| i32::try_from(number).ok())
-                .and_then(Errno::from_raw)
-                .unwrap_or(Errno::EIO)),
-        },
+        result: from_result(event.res),
         inline: !payload.progress().handed_off,
         op: payload.give_back(handle),
         handle,

@@ -284,6 +284,8 @@ impl Notification for Told {
         if self.notify.tell() != Err(Errno::EAGAIN) {
             return Ok(());
         }
+        // Never the last lead to it: whoever has that waits for completers, and for those
+        // whose completions are kept back, before it goes.
         if !self.untold
             && let Some(pool) = self.pool.upgrade()
         {

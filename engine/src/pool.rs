@@ -319,6 +319,16 @@ fn end(mut claim: Claim<'_>, why: Errno) {
     }
 }
 
+/// Of an event. Out of memory that others can write it may be anything.
+pub(crate) fn from_result(res: i64) -> Result<usize, Errno> {
+    usize::try_from(res).map_err(|_| {
+        let number = res
+            .checked_neg()
+            .and_then(|number| i32::try_from(number).ok());
+        number.and_then(Errno::from_raw).unwrap_or(Errno::EIO)
+    })
+}
+
 /// As in an event.
 pub(crate) fn as_result(result: Result<usize, Errno>) -> i64 {
     result.map_or_else(Errno::as_result, |n| n as i64)
