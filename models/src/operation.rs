@@ -123,6 +123,15 @@ impl World {
         operation.expect("one role takes it")
     }
 
+    /// Takes the completion if it is there; else the operation is dropped.
+    fn look_and_go(&self) {
+        let mut operation = self.operation();
+        match poll(operation.as_mut()) {
+            Poll::Ready(done) => take(done),
+            Poll::Pending => reached("dropped"),
+        }
+    }
+
     fn complete(&self, handle: Handle) {
         match self.context().claim(handle) {
             Ok(claim) => {
@@ -233,13 +242,7 @@ fn who_runs_it_has_its_buffer() {
                 }
                 Err(_) => reached("late"),
             })
-            .role("task", |w| {
-                let mut operation = w.operation();
-                match poll(operation.as_mut()) {
-                    Poll::Ready(done) => take(done),
-                    Poll::Pending => reached("dropped"),
-                }
-            })
+            .role("task", World::look_and_go)
             .finally(World::settle)
     });
 }
@@ -261,13 +264,7 @@ fn completion_and_cancel_and_drop_end_it_once() {
                 Ok(Cancelled::Done | Cancelled::Asked) => reached("asked"),
                 Err(_) => reached("late"),
             })
-            .role("task", |w| {
-                let mut operation = w.operation();
-                match poll(operation.as_mut()) {
-                    Poll::Ready(done) => take(done),
-                    Poll::Pending => reached("dropped"),
-                }
-            })
+            .role("task", World::look_and_go)
             .finally(World::settle)
     });
 }
