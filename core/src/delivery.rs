@@ -129,10 +129,13 @@ impl Part for () {
 }
 
 /// A slot's part for requests each of which is delivered as it says.
+// In this order: what says that there is nothing of it is the first of the one, the last
+// of the next and the first of the third.
+#[repr(C)]
 pub struct All<D, N> {
+    awaited: Await,
     to: To<D>,
     notify: Notify<N>,
-    awaited: Await,
 }
 
 impl<D, N> fmt::Debug for All<D, N> {

@@ -139,6 +139,7 @@ impl Life {
     ///
     /// Needs a fence before it to be ordered after what the caller published, as
     /// the context's `ended_meanwhile` has.
+    #[inline]
     pub fn has_ended(&self) -> bool {
         // Ordering: Relaxed. Callers fence, or only want a hint.
         self.word.load(Ordering::Relaxed) & END != 0

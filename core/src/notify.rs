@@ -95,12 +95,13 @@ pub(crate) mod parts {
     };
 
     /// A notification, in its slot, and in a list by it.
+    #[repr(C)]
     pub(super) struct Note<N> {
+        /// Zero: there is none. See the constants.
+        pub(super) hold: AtomicU32,
         /// The submitter's until it is published; then who completes; then who has it in a
         /// list.
         what: UnsafeCell<Option<N>>,
-        /// Zero: there is none. See the constants.
-        pub(super) hold: AtomicU32,
         /// As `what`.
         link: UnsafeCell<Link<N>>,
     }

@@ -64,6 +64,7 @@ const DONE: u32 = 1 << 3;
 const CALLED: u32 = 1 << 4;
 
 /// A slot's part for a request that is an [`Operation`].
+#[repr(C)]
 pub struct Await {
     /// Zero: it is none. See the constants.
     hold: AtomicU32,

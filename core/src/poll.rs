@@ -290,11 +290,12 @@ impl<T> Part<T> for () {
 }
 
 /// Where a slot's request waits: on up to `N` heads.
+#[repr(C)]
 pub struct Heads<const N: usize = 2> {
-    hook: Hook,
     /// Written by the submitter before it links the first waiter, and left alone
     /// while one is linked. Null behind the last one.
     heads: UnsafeCell<[*const WaitQueue; N]>,
+    hook: Hook,
     waiters: [Waiter; N],
     /// Waiters in a list must stay where they are.
     _pinned: PhantomPinned,

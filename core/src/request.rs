@@ -310,6 +310,7 @@ impl Word {
     }
 
     /// The word now, for who decides nothing by it.
+    #[inline]
     pub fn peek(&self) -> Snapshot {
         // Ordering: none. Every decision is made by a later RMW on this word.
         Snapshot(self.0.load(Ordering::Relaxed))

@@ -48,13 +48,15 @@ pub(crate) struct Private<T> {
 
 /// Room for one request. See the [module](self).
 #[derive(Debug)]
+// In this order: what every request touches lies together.
+#[repr(C)]
 pub struct Slot<T, P = (), D = ()> {
     pub(crate) word: Word,
     pub(crate) private: UnsafeCell<Private<T>>,
-    /// Where it waits, by the rules of [`poll`](crate::poll).
-    pub(crate) polling: P,
     /// Where its completion goes, by the rules of [`delivery`](crate::delivery).
     pub(crate) delivery: D,
+    /// Where it waits, by the rules of [`poll`](crate::poll).
+    pub(crate) polling: P,
 }
 
 // SAFETY: the word is an atomic; the private part is accessed by one thread at

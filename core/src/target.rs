@@ -41,14 +41,15 @@ use crate::{
 
 /// A slot's part for a request that names where it is delivered, by a `D` that
 /// [leads](Lead) there.
+#[repr(C)]
 pub struct To<D> {
-    /// The submitter's until it is published, then who claims it takes it out.
-    target: UnsafeCell<Option<D>>,
     /// Which life of the slot is to be collected, plus one; zero for none.
     posted: AtomicU64,
     /// From where: the target's address.
     from: AtomicUsize,
     kept: Kept,
+    /// The submitter's until it is published, then who claims it takes it out.
+    target: UnsafeCell<Option<D>>,
 }
 
 // SAFETY: one thread at a time has the target and the node, by the rules of the slot.
