@@ -602,9 +602,9 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     ///
     /// The request was claimed by the caller, who delivers it with `chain`.
     #[inline(always)]
-    unsafe fn note(&self, index: u32, chain: &mut ChainOf<S>) {
+    unsafe fn note(&self, index: u32, res: i64, chain: &mut ChainOf<S>) {
         // SAFETY: by the contract.
-        unsafe { delivery::Part::note(&self.slot(index).delivery, index, chain) };
+        unsafe { delivery::Part::note(&self.slot(index).delivery, index, res, chain) };
     }
 
     /// Takes what a request carried out of its slot, and frees that.
@@ -1275,7 +1275,7 @@ impl<R: RingMemory, S: SlotMemory> Claim<'_, R, S> {
         if !unsafe { self.context.deliver_elsewhere(self.handle, event) } {
             let mut chain = ChainOf::<S>::default();
             // SAFETY: as above; not delivered yet.
-            unsafe { self.context.note(index, &mut chain) };
+            unsafe { self.context.note(index, res, &mut chain) };
             self.context.deliver(1, [(event, index)], chain);
         }
     }
@@ -1318,7 +1318,7 @@ impl<'c, R: RingMemory, S: SlotMemory> Batch<'c, R, S> {
             return;
         }
         // SAFETY: as above; not delivered yet.
-        unsafe { self.context.note(index, &mut self.chain) };
+        unsafe { self.context.note(index, res, &mut self.chain) };
         self.events[self.len].write((event, index));
         self.len += 1;
         if self.len == CHUNK {

@@ -63,13 +63,14 @@ mod private {
             false
         }
 
-        /// Notes who is to be told of this slot's request, before its event is published.
+        /// Notes who is to be told of this slot's request, before its event, with `res`, is
+        /// published.
         ///
         /// # Safety
         ///
         /// The request was claimed by the caller, who announces `chain`.
         #[inline(always)]
-        unsafe fn note(&self, _index: u32, _chain: &mut Self::Chain) {}
+        unsafe fn note(&self, _index: u32, _res: i64, _chain: &mut Self::Chain) {}
 
         /// Tells who is to be told of events that were published up to `end`.
         #[inline(always)]
@@ -207,9 +208,9 @@ impl<D: Lead + Send + Sync, N: Notification> Part for All<D, N> {
     }
 
     #[inline(always)]
-    unsafe fn note(&self, index: u32, chain: &mut Self::Chain) {
+    unsafe fn note(&self, index: u32, res: i64, chain: &mut Self::Chain) {
         // SAFETY: by the contract.
-        unsafe { self.notify.note(index, chain) }
+        unsafe { self.notify.note(index, res, chain) }
     }
 
     #[inline(always)]

@@ -69,6 +69,13 @@ pub trait Notification: Send + Sized {
     ///
     /// Itself, to be tried again.
     fn notify(self) -> Result<(), Self>;
+
+    /// What the request came to, which is not visible yet: `res` of its event. Called
+    /// before [`notify`](Self::notify), once, by whoever completes; it must do no more than
+    /// remember that. By default it does not.
+    fn completed(&mut self, res: i64) {
+        let _ = res;
+    }
 }
 
 /// A slot's part for a request whose completion somebody is told of.
@@ -88,10 +95,11 @@ const DELIVERED: u32 = 1 << 2;
 pub(crate) mod parts {
     use core::{fmt, ptr};
 
+    use super::Notification;
     use crate::sync::{
         atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
         cell::UnsafeCell,
-        const_fn,
+        const_fn, contain,
     };
 
     /// A notification, in its slot, and in a list by it.
@@ -148,6 +156,21 @@ pub(crate) mod parts {
                 // SAFETY: by the contract.
                 unsafe { (*place).take() }
             })
+        }
+
+        /// # Safety
+        ///
+        /// The caller's.
+        pub(super) unsafe fn completed(&self, res: i64)
+        where
+            N: Notification,
+        {
+            self.what.with_mut(|place| {
+                // SAFETY: by the contract.
+                if let Some(what) = unsafe { &mut *place } {
+                    contain(|| what.completed(res));
+                }
+            });
         }
 
         /// # Safety
@@ -319,12 +342,14 @@ impl<N: Notification> Part for Notify<N> {
         Pending::new(position)
     }
 
-    unsafe fn note(&self, index: u32, chain: &mut Chain<N>) {
+    unsafe fn note(&self, index: u32, res: i64, chain: &mut Chain<N>) {
         // Ordering: Relaxed. The submitter's, whose publication came before.
         if self.0.hold.load(Ordering::Relaxed) == 0 {
             return;
         }
         // SAFETY: claimed by the caller, by the contract.
+        unsafe { self.0.completed(res) };
+        // SAFETY: as above.
         unsafe { self.0.link(|link| link.index = index) };
         // SAFETY: as above; and it stays, for its slot is held by it.
         unsafe { chain.push(&self.0) };
