@@ -670,10 +670,43 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
     /// published events, EBUSY when another thread is reaping.
     pub fn reap(&self, out: &mut [Option<Completion<S::Payload>>]) -> Result<usize, Errno> {
         out.fill_with(|| None);
+        let mut places = out.iter_mut();
+        self.reap_up_to(places.len(), |done| {
+            if let Some(place) = places.next() {
+                *place = done;
+            }
+        })
+    }
+
+    /// As [`reap`](Self::reap), of up to `max`, each given to `each` as it is taken out:
+    /// so it is moved once. If that panics, what it has not been given is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`reap`](Self::reap).
+    #[inline]
+    pub fn reap_each(
+        &self,
+        max: usize,
+        mut each: impl FnMut(Completion<S::Payload>),
+    ) -> Result<usize, Errno> {
+        self.reap_up_to(max, |done| {
+            if let Some(done) = done {
+                each(done);
+            }
+        })
+    }
+
+    #[inline]
+    fn reap_up_to(
+        &self,
+        max: usize,
+        mut each: impl FnMut(Option<Completion<S::Payload>>),
+    ) -> Result<usize, Errno> {
         let mut total = 0;
-        while total < out.len() {
-            let wanted = (out.len() - total).min(CHUNK);
-            match self.reap_chunk(&mut out[total..total + wanted]) {
+        while total < max {
+            let wanted = (max - total).min(CHUNK);
+            match self.reap_chunk(wanted, &mut each) {
                 Ok(n) => {
                     total += n;
                     if n < wanted {
@@ -687,31 +720,29 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
         Ok(total)
     }
 
-    fn reap_chunk(&self, out: &mut [Option<Completion<S::Payload>>]) -> Result<usize, Errno> {
+    #[inline]
+    fn reap_chunk(
+        &self,
+        max: usize,
+        mut each: impl FnMut(Option<Completion<S::Payload>>),
+    ) -> Result<usize, Errno> {
         let mut chunk = [MaybeUninit::<(Event, u32)>::uninit(); CHUNK];
         let n = self.ring.take(
-            out.len(),
+            max,
             |i, event, tag| {
                 chunk[i].write((event, tag));
             },
             |tag| self.discard(tag),
         )?;
-        let claimed = || {
-            chunk[..n].iter().map(|entry| {
-                // SAFETY: `take` wrote the first `n`.
-                unsafe { entry.assume_init() }
-            })
+        let mut reaped = Reaped {
+            context: self,
+            // SAFETY: `take` wrote the first `n`.
+            events: unsafe { chunk[..n].assume_init_ref() },
+            released: 0,
         };
-        for ((event, index), out) in claimed().zip(&mut *out) {
-            *out = self.release(index).map(|(payload, handle)| Completion {
-                event,
-                payload,
-                handle,
-            });
+        while let Some(done) = reaped.release() {
+            each(done);
         }
-        let indices = claimed().map(|(_, index)| index);
-        let free = indices.filter(|index| delivery::Part::reaped(&self.slot(*index).delivery));
-        self.slots.give_back(free);
         Ok(n)
     }
 
@@ -788,6 +819,42 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
             }
         }
         self.life.idle()
+    }
+}
+
+/// Events that a reaper has taken. Their requests' lives end, and their slots are given
+/// back, also when who is told of them panics.
+struct Reaped<'c, R: RingMemory, S: SlotMemory> {
+    context: &'c Context<R, S>,
+    events: &'c [(Event, u32)],
+    released: usize,
+}
+
+impl<R: RingMemory, S: SlotMemory> Reaped<'_, R, S> {
+    /// The next completion; `None` in it if what its request carried was taken out.
+    #[inline]
+    fn release(&mut self) -> Option<Option<Completion<S::Payload>>> {
+        let (event, index) = *self.events.get(self.released)?;
+        self.released += 1;
+        let released = self.context.release(index);
+        Some(released.map(|(payload, handle)| Completion {
+            event,
+            payload,
+            handle,
+        }))
+    }
+}
+
+impl<R: RingMemory, S: SlotMemory> Drop for Reaped<'_, R, S> {
+    #[inline]
+    fn drop(&mut self) {
+        while let Some(done) = self.release() {
+            drop(done);
+        }
+        let context = self.context;
+        let indices = self.events.iter().map(|(_, index)| *index);
+        let free = indices.filter(|index| delivery::Part::reaped(&context.slot(*index).delivery));
+        context.slots.give_back(free);
     }
 }
 
@@ -877,6 +944,14 @@ pub struct Reservation<'c, R: RingMemory, S: SlotMemory> {
 }
 
 impl<'c, R: RingMemory, S: SlotMemory> Reservation<'c, R, S> {
+    /// What its request will be named by, once it is accepted.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            index: self.index,
+            generation: self.context.slot(self.index).word.peek().generation(),
+        }
+    }
+
     /// Puts the request into its place.
     pub fn fill(self, iocb: Iocb, payload: S::Payload) -> Request<'c, R, S> {
         let slot = self.context.slot(self.index);

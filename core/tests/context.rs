@@ -52,6 +52,42 @@ fn a_request_comes_back_whole() {
 }
 
 #[test]
+fn completions_are_given_one_by_one_and_a_panic_keeps_no_room() {
+    let shared = Arc::new(());
+    let context = Context::boxed(40).unwrap();
+    let fill = || {
+        for (data, reservation) in context.reserve(40).unwrap().enumerate() {
+            let handle = reservation.handle();
+            let request = reservation.fill(iocb(data as u64), Arc::clone(&shared));
+            assert_eq!(request.arm(), handle);
+            context.claim(handle).unwrap().complete(data as i64, 0);
+        }
+    };
+    fill();
+    let mut given = Vec::new();
+    let each = |done: Completion<Arc<()>>| given.push((done.event.data, done.event.res));
+    assert_eq!(context.reap_each(35, each), Ok(35));
+    assert_eq!(given, (0..35).map(|n| (n, n as i64)).collect::<Vec<_>>());
+    assert_eq!(context.reap_each(35, |_| ()), Ok(5));
+
+    fill();
+    let mut left = 3;
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = context.reap_each(40, |_| {
+            left -= 1;
+            assert!(left > 0, "on purpose");
+        });
+    }));
+    assert!(panicked.is_err());
+    // Of the batch in which it panicked the rest was dropped, and its room is free.
+    assert_eq!(context.reserve(40).unwrap().len(), 32);
+    assert_eq!(Arc::strong_count(&shared), 1 + 8);
+    assert_eq!(reap(&context, 40).len(), 8);
+    assert_eq!(Arc::strong_count(&shared), 1);
+    assert_eq!(context.reserve(40).unwrap().len(), 40);
+}
+
+#[test]
 fn a_static_context_needs_no_heap() {
     static CONTEXT: InlineContext<u32, 4, 3> = InlineContext::inline();
     assert_eq!(CONTEXT.capacity(), 3);
