@@ -394,10 +394,12 @@ impl<R: RingMemory, S: SlotMemory> Context<R, S> {
         self.won(handle, snapshot)
     }
 
+    /// The request that was [left](Early::leave) under that name.
+    ///
     /// # Safety
     ///
-    /// The request is Early, and the caller's.
-    pub(crate) unsafe fn early_of(&self, handle: Handle) -> Early<'_, R, S> {
+    /// It is the caller's: left by somebody, of this context, and come back to once.
+    pub unsafe fn early(&self, handle: Handle) -> Early<'_, R, S> {
         Early {
             context: self,
             handle,
@@ -1134,6 +1136,23 @@ impl<'c, R: RingMemory, S: SlotMemory> Early<'c, R, S> {
         self.handle
     }
 
+    pub(crate) fn is_of(&self, context: &Context<R, S>) -> bool {
+        ptr::eq(self.context, context)
+    }
+
+    /// Leaves it as it is, for who comes [back](Context::early) to it. Until then it does
+    /// not end, and a cancel is recorded.
+    pub fn leave(self) -> Handle {
+        ManuallyDrop::new(self).handle
+    }
+
+    /// Whether it was asked to end, or its time is up: then [arming](Self::arm) it ends it,
+    /// unless something has fired.
+    pub fn cancel_requested(&self) -> bool {
+        let word = self.context.slot(self.handle.index).word.peek();
+        word.cancel_requested() || word.expired()
+    }
+
     /// Calls `f` on what the request carries.
     pub fn with_payload<O>(&mut self, f: impl FnOnce(&S::Payload) -> O) -> Option<O> {
         let slot = self.context.slot(self.handle.index);
@@ -1141,6 +1160,16 @@ impl<'c, R: RingMemory, S: SlotMemory> Early<'c, R, S> {
             // SAFETY: Early: this owner's alone.
             unsafe { (*private).payload.as_ref() }.map(f)
         })
+    }
+
+    /// As [`with_payload`](Self::with_payload), to change it. `None` for a
+    /// [poll](Context::poll), whose payload keeps what it is linked into.
+    pub fn change_payload<O>(&mut self, f: impl FnOnce(&mut S::Payload) -> O) -> Option<O> {
+        if self.context.slot(self.handle.index).polling.is_linked() {
+            return None;
+        }
+        // SAFETY: not linked.
+        unsafe { self.with_payload_mut(f) }
     }
 
     /// As [`with_payload`](Self::with_payload), to change it.

@@ -493,6 +493,31 @@ where
         self.submit(request, Wanted::Attempt(events | ALWAYS))
     }
 
+    /// As [`poll`](Self::poll), of a request that was accepted before, and that is the
+    /// caller's: what would be an error is its result.
+    pub fn poll_early(self: Pin<&Self>, early: Early<'_, R, S>, events: u16) {
+        self.go_on(early, Wanted::Events(events | ALWAYS));
+    }
+
+    /// As [`attempt`](Self::attempt), of a request that was accepted before, and that is
+    /// the caller's: what would be an error is its result.
+    pub fn attempt_early(self: Pin<&Self>, early: Early<'_, R, S>, events: u16) {
+        self.go_on(early, Wanted::Attempt(events | ALWAYS));
+    }
+
+    fn go_on(self: Pin<&Self>, mut early: Early<'_, R, S>, wanted: Wanted) {
+        // If its source panics it is dropped, and ends with EIO.
+        let asked = early.change_payload(|source| Asking::of(source, wanted));
+        match asked {
+            Some(asked) if asked.n > N => early.claim().complete(Errno::EOVERFLOW.as_result(), 0),
+            Some(asked) if asked.n > 0 && early.is_of(&self) => {
+                self.wait_for(early, &asked, wanted);
+            }
+            Some(asked) if asked.found.is_some() => wanted.complete(early.claim(), asked.found),
+            _ => early.claim().complete(Errno::EINVAL.as_result(), 0),
+        }
+    }
+
     fn submit<'c>(
         self: Pin<&'c Self>,
         request: Request<'c, R, S>,
@@ -510,53 +535,48 @@ where
         if !request.belongs_to(&self) {
             return refuse(Errno::EINVAL, request);
         }
-        let mut heads = [ptr::null(); N];
-        let mut n = 0;
         let mut looked = Looked(Some(request));
-        let ready = looked.0.as_mut().and_then(|request| {
-            request.with_payload(|source| {
-                source.heads(&mut |head| {
-                    if let Some(place) = heads.get_mut(n) {
-                        *place = ptr::from_ref(head);
-                    }
-                    n += 1;
-                });
-                match wanted {
-                    _ if n > 0 => None,
-                    Wanted::Events(events) => ready(source, events),
-                    Wanted::Attempt(_) => source.attempt(),
-                }
-            })
-        });
-        let Some(request) = looked.0.take() else {
-            unreachable!("put there above");
+        let asked = looked
+            .0
+            .as_mut()
+            .and_then(|request| request.with_payload(|source| Asking::of(source, wanted)));
+        let (Some(request), Some(asked)) = (looked.0.take(), asked) else {
+            unreachable!("put there above, with what it carries");
         };
-        if n > N {
+        if asked.n > N {
             return refuse(Errno::EOVERFLOW, request);
         }
         let handle = request.handle();
-        if n == 0 {
-            let Some(found) = ready.flatten() else {
-                return refuse(Errno::EINVAL, request);
-            };
-            wanted.complete(request.claim(), Some(found));
+        if asked.n > 0 {
+            self.wait_for(request.early(), &asked, wanted);
             return Ok(handle);
         }
-        let slot = self.get_ref().slot(handle.index() as u32);
+        match asked.found {
+            None => refuse(Errno::EINVAL, request),
+            found => {
+                wanted.complete(request.claim(), found);
+                Ok(handle)
+            }
+        }
+    }
+
+    /// Links a request into the heads of what it carries, at least one, and arms it.
+    fn wait_for(self: Pin<&Self>, early: Early<'_, R, S>, asked: &Asking<N>, wanted: Wanted) {
+        let index = early.handle().index() as u32;
+        let slot = self.get_ref().slot(index);
         slot.polling.heads.with_mut(|place| {
-            // SAFETY: not published, and not linked.
-            unsafe { *place = heads };
+            // SAFETY: Early, the caller's, and not linked.
+            unsafe { *place = asked.heads };
         });
         let call = Call {
             owner: self.get_ref().owner(),
-            index: handle.index() as u32,
+            index,
             wanted,
         };
-        // SAFETY: not published, and not linked.
+        // SAFETY: as above.
         unsafe { slot.polling.hook.set(call) };
-        let early = request.early();
         let mut closed = false;
-        for (head, waiter) in heads[..n].iter().zip(&slot.polling.waiters) {
+        for (head, waiter) in asked.heads[..asked.n].iter().zip(&slot.polling.waiters) {
             // SAFETY: the payload is in its slot, which keeps the head.
             let head = unsafe { &**head };
             // SAFETY: the context is pinned, and so are its slots.
@@ -574,7 +594,34 @@ where
         } else {
             look(early, wanted);
         }
-        Ok(handle)
+    }
+}
+
+/// What a source has said.
+struct Asking<const N: usize> {
+    heads: [*const WaitQueue; N],
+    /// How many heads it has, also if that is more.
+    n: usize,
+    /// What it is ready for, if it has none.
+    found: Option<i64>,
+}
+
+impl<const N: usize> Asking<N> {
+    fn of(source: &mut impl Source, wanted: Wanted) -> Self {
+        let mut heads = [ptr::null(); N];
+        let mut n = 0;
+        source.heads(&mut |head| {
+            if let Some(place) = heads.get_mut(n) {
+                *place = ptr::from_ref(head);
+            }
+            n += 1;
+        });
+        let found = match wanted {
+            _ if n > 0 => None,
+            Wanted::Events(events) => ready(source, events),
+            Wanted::Attempt(_) => source.attempt(),
+        };
+        Self { heads, n, found }
     }
 }
 
@@ -635,7 +682,7 @@ unsafe fn called<R, S, const N: usize>(
             wanted.complete(claim, None);
         } else {
             // SAFETY: the caller's.
-            look(unsafe { context.early_of(handle) }, wanted);
+            look(unsafe { context.early(handle) }, wanted);
         }
     });
 }

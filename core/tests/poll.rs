@@ -162,6 +162,44 @@ fn what_cannot_wait_is_refused_with_nothing_armed() {
 }
 
 #[test]
+fn what_was_accepted_before_and_cannot_wait_says_so_in_its_completion() {
+    let (context, other) = (context(2), context(2));
+    let accept = |on: &Pin<Box<Polls>>, device: &Arc<Device>| {
+        let reserved = on.reserve_one().expect("room");
+        let left = reserved
+            .fill(Iocb::default(), Arc::clone(device))
+            .early()
+            .leave();
+        // SAFETY: left just now, and nobody else comes back to it.
+        let early = unsafe { on.early(left) };
+        context.as_ref().poll_early(early, IN);
+        left
+    };
+    let result = |heads, mask: u16| {
+        let device = Device::new(heads);
+        device.mask.store(mask.into(), Ordering::Relaxed);
+        accept(&context, &device);
+        results(&context)
+    };
+    assert_eq!(result(3, 0), [Errno::EOVERFLOW.as_result()]);
+    assert_eq!(result(0, 0), [Errno::EINVAL.as_result()]);
+    assert_eq!(result(0, IN), [IN.into()]);
+    assert_eq!(result(1, IN), [IN.into()]);
+    assert_eq!(result(1, 0), []);
+    accept(&other, &Device::new(1));
+    assert_eq!(results(&other), [Errno::EINVAL.as_result()]);
+    // Cancelled before somebody comes back to it.
+    let device = Device::new(1);
+    let reserved = other.reserve_one().expect("room");
+    let early = reserved.fill(Iocb::default(), device).early();
+    assert!(!early.cancel_requested());
+    assert_eq!(other.cancel(early.handle()), Ok(Cancelled::Asked));
+    assert!(early.cancel_requested());
+    other.as_ref().poll_early(early, IN);
+    assert_eq!(results(&other), [Errno::ECANCELED.as_result()]);
+}
+
+#[test]
 fn cancel_and_expiry_end_it() {
     let (context, device) = (context(2), Device::new(1));
     let handle = poll(&context, &device, IN).expect("accepted");

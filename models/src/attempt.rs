@@ -7,7 +7,7 @@ use std::{
 
 use uaio_core::{
     Context, Errno,
-    context::{Cancelled, Handle},
+    context::{Cancelled, Handle, Request},
     poll::{
         Heads, Source,
         event::{IN, OUT},
@@ -113,16 +113,26 @@ impl World {
         world
     }
 
-    fn submit(&self) {
+    fn request(&self) -> Request<'_, ring::Inline<2>, Slots> {
         let read = Read {
             pipe: Track::new(Arc::clone(&self.pipe)),
             taken: Handed::new(0),
         };
         let reserved = self.context.reserve_one().expect("there is room");
-        let request = reserved.fill(Iocb::default(), read);
-        let handle = (self.context.as_ref()).attempt(request, IN);
+        reserved.fill(Iocb::default(), read)
+    }
+
+    fn submit(&self) {
+        let handle = self.context.as_ref().attempt(self.request(), IN);
         let mut handles = self.handles.lock().unwrap();
         handles.push(handle.expect("one head"));
+    }
+
+    /// Accepts one that somebody comes back to.
+    fn submit_and_leave(&self) -> Handle {
+        let handle = self.request().early().leave();
+        self.handles.lock().unwrap().push(handle);
+        handle
     }
 
     fn cancel(&self) {
@@ -194,6 +204,24 @@ fn an_attempt_that_is_cancelled_has_taken_nothing() {
                 0 => w.settle(&[1], 0),
                 _ => w.settle(&[CANCELED], 1),
             })
+    });
+}
+
+/// Accepted, and left to a worker that comes back to it and tries.
+#[test]
+fn one_that_is_tried_later_misses_nothing() {
+    Model::of(&[NoLostWakeup, ExactlyOnce], &["tried"]).check(|| {
+        let scenario = Scenario::of(World::new(0));
+        let left = scenario.shared().submit_and_leave();
+        scenario
+            .role("worker", move |w| {
+                // SAFETY: left above, and come back to once.
+                let early = unsafe { w.context.early(left) };
+                w.context.as_ref().attempt_early(early, IN);
+                reached("tried");
+            })
+            .role("writer", |w| w.pipe.put())
+            .finally(|w| w.settle(&[1], 0))
     });
 }
 
