@@ -12,6 +12,9 @@
 //! | [`target`] | where a completion goes, if not into the ring |
 //! | [`notify`] | who is told of a completion, besides who reaps it |
 //! | [`sigevent`] | the system's layout of what a signal tells |
+//! | [`operation`] | a request as a future |
+//! | [`delivery`] | what a slot has for each of these |
+//! | [`latch`] | whether an attempt is worth its while |
 //! | [`life`] | how long a thing is used, and waiting for the last user |
 //! | [`context`] | all of them together: reserve, submit, complete, reap, destroy |
 #![cfg_attr(feature = "table", doc = "| [`table`] | contexts by number |")]
@@ -50,6 +53,7 @@ pub mod context;
 pub mod delivery;
 pub mod error;
 mod kept;
+pub mod latch;
 pub mod life;
 pub mod notify;
 pub mod operation;
