@@ -14,9 +14,14 @@
 //! | [`sigevent`] | the system's layout of what a signal tells |
 //! | [`operation`] | a request as a future |
 //! | [`delivery`] | what a slot has for each of these |
+//! | [`dispatch`] | work that is handed to workers |
 //! | [`latch`] | whether an attempt is worth its while |
 //! | [`life`] | how long a thing is used, and waiting for the last user |
 //! | [`context`] | all of them together: reserve, submit, complete, reap, destroy |
+#![cfg_attr(
+    feature = "alloc",
+    doc = "| [`callback`] | a request that calls, without a context of its own |"
+)]
 #![cfg_attr(feature = "table", doc = "| [`table`] | contexts by number |")]
 //! | [`sync`] | the facade that every atomic goes through |
 //!
@@ -51,6 +56,7 @@ pub mod asyncfd;
 pub mod callback;
 pub mod context;
 pub mod delivery;
+pub mod dispatch;
 pub mod error;
 mod kept;
 pub mod latch;

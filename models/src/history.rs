@@ -15,6 +15,7 @@ mod asyncfd;
 mod callback;
 mod cancel;
 mod context;
+mod dispatch;
 mod notify;
 mod poll;
 mod ring;

@@ -41,6 +41,8 @@ mod checker;
 mod context;
 #[cfg(test)]
 mod delivery;
+#[cfg(test)]
+mod dispatch;
 #[cfg(all(test, any(loom, shuttle)))]
 mod history;
 #[cfg(test)]
