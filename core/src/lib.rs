@@ -22,6 +22,10 @@
     feature = "alloc",
     doc = "| [`callback`] | a request that calls, without a context of its own |"
 )]
+#![cfg_attr(
+    feature = "alloc",
+    doc = "| [`baton`] | whose turn it is, of requests that follow each other |"
+)]
 #![cfg_attr(feature = "table", doc = "| [`table`] | contexts by number |")]
 //! | [`sync`] | the facade that every atomic goes through |
 //!
@@ -52,6 +56,8 @@ compile_error!(
 compile_error!("uaio-core needs pointers of at least 32 bits");
 
 pub mod asyncfd;
+#[cfg(feature = "alloc")]
+pub mod baton;
 #[cfg(feature = "alloc")]
 pub mod callback;
 pub mod context;

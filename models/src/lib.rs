@@ -34,6 +34,8 @@ mod asyncfd;
 #[cfg(test)]
 mod attempt;
 #[cfg(test)]
+mod baton;
+#[cfg(test)]
 mod callback;
 #[cfg(all(test, loom))]
 mod checker;
