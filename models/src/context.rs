@@ -1,6 +1,7 @@
 //! The context: all the protocols together.
 
 use std::{
+    future::poll_fn,
     pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context as Task, Poll, Wake, Waker},
@@ -9,12 +10,13 @@ use std::{
 use uaio_core::{
     Context, Errno,
     context::{Armed, Cancelled, Claim, Completion, Early, Expired, Handle, Request, Running},
-    request::Generation,
+    request::{Generation, Phase},
     ring,
     slots::{self, Iocb},
     sync::{
         Track,
         atomic::{AtomicU32, Ordering},
+        hint,
     },
 };
 
@@ -711,6 +713,96 @@ fn what_is_dropped_is_completed_with_eio() {
             })
             .role("waiter", |w| w.wait_and_reap(1))
             .finally(|w| w.settle(&[(1, EIO)]))
+    });
+}
+
+/// A system call without readiness: it ends when what it waits for comes, or when a
+/// signal meets the thread in it. A signal that comes before is lost.
+#[derive(Default)]
+struct Call(Mutex<InCall>);
+
+#[derive(Default)]
+struct InCall {
+    waker: Option<Waker>,
+    came: bool,
+    interrupted: bool,
+}
+
+impl Call {
+    /// Whether what it waits for came.
+    fn enter(&self) -> bool {
+        block_on(poll_fn(|task| {
+            let mut call = self.0.lock().unwrap();
+            if call.came || call.interrupted {
+                return Poll::Ready(call.came);
+            }
+            call.waker = Some(task.waker().clone());
+            Poll::Pending
+        }))
+    }
+
+    fn end(&self, how: impl FnOnce(&mut InCall)) {
+        let waker = {
+            let mut call = self.0.lock().unwrap();
+            how(&mut call);
+            call.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn signal(&self) {
+        self.end(|call| call.interrupted = call.waker.is_some());
+    }
+}
+
+/// Cancelled, started and ended by itself at once. Who cancels a Running one signals until
+/// it is not any more, for one signal can come before the call.
+#[test]
+fn a_call_that_is_cancelled_is_interrupted_until_it_ends() {
+    Model::of(
+        &[ExactlyOnce, Truth, Progress],
+        &[
+            "not started",
+            "not called",
+            "came",
+            "interrupted",
+            "signalled",
+        ],
+    )
+    .bounded_always(3, "a signal may be repeated any number of times")
+    .check(|| {
+        let scenario = Scenario::of((World::<1>::new(), Call::default()));
+        let handle = scenario.shared().0.armed(1);
+        scenario
+            .role("worker", move |(w, call)| {
+                let Ok(running) = w.context().start(handle) else {
+                    return reached("not started");
+                };
+                if running.cancel_requested() {
+                    reached("not called");
+                    return running.claim().cancel();
+                }
+                if call.enter() {
+                    reached("came");
+                    running.complete(DONE, 0);
+                } else {
+                    reached("interrupted");
+                    running.claim().cancel();
+                }
+            })
+            .role("canceller", move |(w, call)| {
+                if w.context().cancel(handle) == Ok(Cancelled::Asked) {
+                    while w.context().phase(handle) == Some(Phase::Running) {
+                        reached("signalled");
+                        call.signal();
+                        hint::spin_loop();
+                    }
+                }
+            })
+            .role("other end", |(_, call)| call.end(|call| call.came = true))
+            .finally(|(w, _)| w.settle(&[(1, DONE), (1, CANCELED)]))
     });
 }
 
