@@ -25,8 +25,8 @@ macro_rules! errnos {
 }
 
 errnos! {
-    /// The request is gone: completed and reaped, or never was.
-    ENOENT = 2, "no such request";
+    /// The request is gone: completed and reaped, or never was. Of a name: there is none.
+    ENOENT = 2, "no such request or name";
     /// Who is to be told is gone.
     ESRCH = 3, "no such process or thread";
     /// A blocking call was interrupted.

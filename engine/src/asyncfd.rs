@@ -37,7 +37,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     pin::{Pin, pin},
     ptr::NonNull,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     task::{self, Poll, Wake, Waker},
     thread,
 };
@@ -290,6 +290,16 @@ impl AsyncFd {
         Self::over(pool, memory)
     }
 
+    /// # Errors
+    ///
+    /// EINVAL: it is another process's.
+    fn live(&self) -> Result<(), Errno> {
+        match self.pool.is_copy() {
+            false => Ok(()),
+            true => Err(Errno::EINVAL),
+        }
+    }
+
     fn over(pool: &Arc<Pool>, memory: Memory) -> Result<Self, Errno> {
         if pool.core.is_destroyed() {
             return Err(Errno::EINVAL);
@@ -336,6 +346,7 @@ impl AsyncFd {
     /// there was nothing in it but results that name no request. Those are skipped, so
     /// the next call goes on behind them.
     pub fn pop(&self, nr: usize, completions: &mut Vec<Completion>) -> Result<usize, Errno> {
+        self.live()?;
         let _consumer = lock(&self.consumer);
         let mut results = [AsyncfdResult::default(); CHUNK];
         // There are no more; if there are, somebody else writes them, without end.
@@ -373,6 +384,7 @@ impl AsyncFd {
     /// itself, instead of popping them. Until it is collected it takes room in the
     /// context.
     pub fn collect(&self, result: AsyncfdResult) -> Option<Completion> {
+        self.live().ok()?;
         let (op, handle) = self.pool.core.collect(&self.ring, result.obj)?;
         Some(completion(context::Completion {
             event: Event {
@@ -396,6 +408,7 @@ impl AsyncFd {
     /// user's own memory, EFAULT: its `iuser` is out of range. The descriptor stays
     /// readable.
     pub fn drain(&self) -> Result<Drained, Errno> {
+        self.live()?;
         let mut consumer = lock(&self.consumer);
         let drained = while_busy(|| self.ring.drain())?;
         if drained == Drained::Unread {
@@ -440,6 +453,7 @@ impl AsyncFd {
     }
 
     fn replace_by(&self, memory: Memory) -> Result<(), Errno> {
+        self.live()?;
         let consumer = lock(&self.consumer);
         let out = self.ring.replace(memory).map_err(|refused| refused.error)?;
         drop(consumer);
@@ -455,6 +469,9 @@ impl AsyncFd {
     /// When this returns nobody stores in the ring any more, and the descriptor is
     /// readable, and stays so. May be called any number of times.
     pub fn close(&self) {
+        if self.live().is_err() {
+            return;
+        }
         block_on(pin!(self.ring.close()));
         let mut consumer = lock(&self.consumer);
         if !mem::replace(&mut consumer.closed, true) {
@@ -472,7 +489,25 @@ impl AsyncFd {
     /// [`drain`](Self::drain), when it goes to sleep again. (What comes while it does so
     /// keeps it awake, and is not counted; drain writes the descriptor then.)
     pub fn wakeups(&self) -> u64 {
-        lock(&self.consumer).wakeups
+        self.live().map_or(0, |()| lock(&self.consumer).wakeups)
+    }
+}
+
+impl AsyncFd {
+    /// Of a copy in a forked process: closes the descriptor, and leaves all else as it is.
+    fn abandon(&mut self) {
+        mem::forget((
+            Arc::clone(&self.ring),
+            Arc::clone(&self.bell),
+            Arc::clone(&self.pool),
+        ));
+        let consumer = (self.consumer.get_mut()).unwrap_or_else(PoisonError::into_inner);
+        // Its place in a queue may be in the hands of a thread that is not there.
+        let nowhere = Box::pin(Readable::new(Arc::clone(&self.ring)));
+        mem::forget(mem::replace(&mut consumer.enqueued, nowhere));
+        // SAFETY: it is dropped, once; its owner is not, and whoever else has that uses it
+        // in the other process only.
+        unsafe { sys::close(&self.bell.0) };
     }
 }
 
@@ -488,6 +523,9 @@ fn while_busy<T>(mut consume: impl FnMut() -> Result<T, Errno>) -> Result<T, Err
 
 impl Drop for AsyncFd {
     fn drop(&mut self) {
+        if self.live().is_err() {
+            return self.abandon();
+        }
         self.close();
         // Gives back the room of what was not popped, whatever became of its memory.
         let core = &self.pool.core;
@@ -543,7 +581,7 @@ mod tests {
         let mut ops = pop(3);
         assert_eq!(drive.needed_by(), (0, 0));
         // What is given back counts when it is submitted again; the one without a limit.
-        ops.sort_by_key(|op| op.data);
+        ops.sort_by_key(|op| op.body().map(|body| body.data));
         drop(ops.pop());
         assert_eq!(context.submit(&mut ops[..1]), Ok(1));
         assert_eq!(drive.needed_by(), (1, 1));

@@ -23,8 +23,8 @@ use uaio_core::{
 };
 
 use crate::{
-    op::{Course, Op, Unreaped},
-    pool::{Pool, Reservation, as_result, from_result},
+    op::{Body, Course, Op, Unreaped},
+    pool::{Config, Pool, Reservation, as_result, from_result},
     sys::lock,
 };
 
@@ -61,7 +61,7 @@ pub struct Callback(callback::Request<Op>);
 pub struct Called {
     /// The submitter's own value.
     pub data: u64,
-    /// What it came to: bytes, or zero for an operation without any.
+    /// What it came to: [as the system call's](Op#results), mostly bytes or zero.
     pub result: Result<usize, Errno>,
     /// The request, with its buffers. It can be submitted again.
     pub op: Op,
@@ -91,7 +91,11 @@ impl From<Uncalled> for io::Error {
 }
 
 /// How many callbacks have panicked. (That they did, and where, the panic hook reports.)
+/// None in a process that was forked since there were any.
 pub fn callback_panics() -> u64 {
+    if is_copy() {
+        return 0;
+    }
     let threads = lock(&THREADS);
     let all = threads.all.iter().copied().chain([&LAST]);
     all.map(Callbacks::panics).sum()
@@ -102,7 +106,7 @@ impl Callback {
     pub fn new(op: Op, callback: impl FnOnce(Called) + Send + 'static) -> Self {
         Self(callback::Request::new(op, move |done| {
             callback(Called {
-                data: done.payload.data,
+                data: done.payload.body().map_or(0, |body| body.data),
                 result: from_result(done.res),
                 op: done.payload,
             });
@@ -119,7 +123,8 @@ impl Callback {
     /// # Errors
     ///
     /// Then the callback is not called, and it is given back. EINVAL: the request makes no
-    /// sense, or it is [for](Op::to) an asyncfd or [tells](Op::notify) somebody. EAGAIN,
+    /// sense, or it is [for](Op::to) an asyncfd or [tells](Op::notify) somebody; or the
+    /// process was forked by one that has submitted a callback. EAGAIN,
     /// EMFILE, ENFILE, ENOMEM: there is no room, and the system has no thread left for
     /// more, or no descriptor. Others as of [`Context::submit`](crate::Context::submit).
     pub fn submit(mut self) -> Result<(), Uncalled> {
@@ -142,22 +147,31 @@ impl Callback {
     }
 
     fn begin(&mut self) -> Result<(&'static Arc<Pool>, Reservation<'static>, Course), Errno> {
-        let op = self.0.payload_mut();
-        if op.is_delivered() {
+        let body = self.0.payload_mut().body_mut().ok_or(Errno::EINVAL)?;
+        if body.is_delivered() {
+            return Err(Errno::EINVAL);
+        }
+        if is_copy() {
             return Err(Errno::EINVAL);
         }
         let (pool, room) = room()?;
-        op.check(&pool.drive)?;
-        *op = op.take();
-        let course = op.begin(&pool.drive.epoll)?;
-        op.progress().handed_off = !matches!(course, Course::Done(_));
+        body.check(&pool.drive)?;
+        body.renew();
+        let course = body.begin(&pool.drive.epoll)?;
+        body.progress().handed_off = !matches!(course, Course::Done(_));
         Ok((pool, room, course))
     }
 }
 
+static POOLS: [OnceLock<Arc<Pool>>; 15] = [const { OnceLock::new() }; 15];
+
+/// In a [forked](crate::Context#fork) process.
+fn is_copy() -> bool {
+    POOLS[0].get().is_some_and(|pool| pool.is_copy())
+}
+
 /// Room for one request, of a context that has some. The last has as much as can be.
 fn room() -> Result<(&'static Arc<Pool>, Reservation<'static>), Errno> {
-    static POOLS: [OnceLock<Arc<Pool>>; 15] = [const { OnceLock::new() }; 15];
     for (n, place) in POOLS.iter().enumerate() {
         let pool = match place.get() {
             Some(pool) => pool,
@@ -167,7 +181,7 @@ fn room() -> Result<(&'static Arc<Pool>, Reservation<'static>), Errno> {
                 match place.get() {
                     Some(pool) => pool,
                     None => {
-                        let pool = Pool::new(1024 << n, 1..=8)?;
+                        let pool = Pool::new(1024 << n, Config::default())?;
                         place.get_or_init(|| pool)
                     }
                 }
@@ -189,11 +203,14 @@ fn start(
     mut accepted: Accepted<'static, Op>,
     course: Course,
 ) -> Result<(), (Errno, callback::Request<Op>)> {
-    let mut op = accepted.payload_mut().take_begun();
-    let driven = op.is_driven();
-    op.unreaped = driven.then(|| Unreaped::new(&pool.drive));
-    let limit = (op.timeout).and_then(|limit| Instant::now().checked_add(limit));
-    op.accepted = Some(accepted);
+    let Some(mut body) = accepted.payload_mut().take(room.handle()) else {
+        // Cannot be: it has begun.
+        return Ok(());
+    };
+    let driven = body.is_driven();
+    body.unreaped = driven.then(|| Unreaped::new(&pool.drive));
+    let limit = (body.timeout).and_then(|limit| Instant::now().checked_add(limit));
+    body.accepted = Some(accepted);
     // Before: a source's panic ends the request, and this.
     if driven {
         pool.drive.begun(1, 1);
@@ -201,11 +218,12 @@ fn start(
     let core = pool.core.as_ref();
     let begun = core
         .get_ref()
-        .call_by(room.fill(Iocb::default(), op), over)
+        .call_by(room.fill(Iocb::default(), body), over)
         .and_then(|request| match course {
+            Course::Wait => Ok(request.arm()),
             Course::Poll(events) => core.poll(request, events),
             Course::Attempt(events) => core.attempt(request, events),
-            Course::Work | Course::Done(_) => Ok(pool.queue(request)),
+            Course::Work | Course::Follow | Course::Done(_) => Ok(pool.queuing().queue(request)),
         });
     let handle = match begun {
         Ok(handle) => handle,
@@ -220,7 +238,6 @@ fn start(
     if let Some(at) = limit {
         pool.limit(at, handle);
     }
-    pool.call();
     if driven {
         pool.attend();
     }
@@ -228,17 +245,17 @@ fn start(
 }
 
 /// A request is over, and its room free.
-fn over(op: Op, event: Event) {
-    if let Some(accepted) = ended(op) {
+fn over(body: Box<Body>, event: Event) {
+    if let Some(accepted) = ended(body) {
         call(accepted, event.res, event.res2);
     }
 }
 
 /// What its submitter is owed, with the request as it was.
-fn ended(mut op: Op) -> Option<Accepted<'static, Op>> {
-    op.unreaped = None;
-    let mut accepted = op.accepted.take()?;
-    *accepted.payload_mut() = op.ended();
+fn ended(mut body: Box<Body>) -> Option<Accepted<'static, Op>> {
+    body.unreaped = None;
+    let mut accepted = body.accepted.take()?;
+    *accepted.payload_mut() = body.ended();
     Some(accepted)
 }
 
@@ -282,6 +299,9 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
+        if is_copy() {
+            return;
+        }
         lock(&THREADS).free.push(self.0);
     }
 }

@@ -3,11 +3,13 @@
 use std::{
     fmt,
     future::Future,
+    io, mem,
     ops::RangeInclusive,
     pin::pin,
     ptr::NonNull,
     sync::Arc,
     task::{self, Poll},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -21,11 +23,11 @@ use uaio_core::{
 
 use crate::{
     asyncfd::AsyncFd,
-    drive::block_on,
+    chain::{Before, Followed},
     notify::Told,
-    op::{Course, Op, Unreaped},
+    op::{Body, Course, Op, Unreaped},
     operation::{Awaited, Lead, Operation, Unsubmitted},
-    pool::{Pool, Request, Slots, as_result, from_result},
+    pool::{Config, Pool, Queuing, Request, Slots, Spawner, as_result, from_result},
     raw::Iocb,
     signals::SignalSet,
 };
@@ -41,7 +43,7 @@ const CHUNK: usize = 32;
 pub struct Completion {
     /// The submitter's own value.
     pub data: u64,
-    /// What it came to: bytes, or zero for an operation without any.
+    /// What it came to: [as the system call's](Op#results), mostly bytes or zero.
     pub result: Result<usize, Errno>,
     /// Whether the submitter did all of it at once. (What polls a
     /// [source](Op::poll_source) is never said to be.)
@@ -56,16 +58,64 @@ pub struct Completion {
 #[derive(Clone, Debug)]
 pub struct Builder {
     capacity: usize,
-    workers: RangeInclusive<usize>,
+    config: Config,
 }
 
 impl Builder {
     /// How many worker threads there are: from the fewest, which are started
-    /// with the context, to the most, as there is work. By default 1 to 8.
+    /// with the context, to the most, as there is work.
     ///
-    /// A worker that finds nothing to do for five seconds leaves.
+    /// By default 1 to four for each processor that the process may use, but no fewer
+    /// than 8 and no more than 256: they wait for devices, most of the time.
     pub fn workers(mut self, workers: RangeInclusive<usize>) -> Self {
-        self.workers = workers;
+        self.config.workers = Some(workers);
+        self
+    }
+
+    /// How long a worker stays that finds nothing to do, and is not one of the fewest. By
+    /// default five seconds.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.config.patience = patience;
+        self
+    }
+
+    /// How the context's threads are started: with `builder`, which has their name and
+    /// stack size, to do `body`, and nothing else after that. For who wants to name, pin
+    /// or count them.
+    ///
+    /// It is called by who submits, by who waits, by workers, and by whoever completes,
+    /// cancels or wakes what another request [follows](Op::linked); with all signals
+    /// blocked, as they are to be in the thread. It must not wait for the context. The
+    /// handle is joined at the end. If it fails or panics, those who are there do the
+    /// work; without any, the context is not made.
+    ///
+    /// ```
+    /// use uaio::Context;
+    ///
+    /// let context = Context::builder(64)
+    ///     .spawner(|builder, body| builder.name("my-worker".into()).spawn(body))
+    ///     .build()?;
+    /// # Ok::<(), uaio::Errno>(())
+    /// ```
+    pub fn spawner<F>(mut self, spawner: F) -> Self
+    where
+        F: Fn(thread::Builder, Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>,
+        F: Send + Sync + 'static,
+    {
+        self.config.spawner = Spawner(Arc::new(spawner));
+        self
+    }
+
+    /// Lets the context have a real-time signal, to interrupt what its workers carry out:
+    /// what is cancelled, or under way at the end, and waits for somebody else in a system
+    /// call. Without one, such a request goes on until it is done. (Transfers and syncs of
+    /// files go on in any case.)
+    ///
+    /// A handler that does nothing is installed for it, without SA_RESTART, and stays. The
+    /// signal is sent to workers only, which block all others, and this one but for such
+    /// calls. Several contexts may have the same.
+    pub fn interrupt_by(mut self, signo: i32) -> Self {
+        self.config.signo = Some(signo);
         self
     }
 
@@ -74,10 +124,13 @@ impl Builder {
     /// # Errors
     ///
     /// EINVAL: the capacity is zero or above 2^24, or the range of workers is
-    /// empty or begins with zero. EAGAIN: the system has no thread left. EMFILE,
-    /// ENFILE: it has no descriptor left, of which a context needs two.
+    /// empty, begins with zero or ends above 2^20 - 1, or what it is to be [interrupted
+    /// by](Self::interrupt_by) is no real-time signal; EBUSY: or has a handler. EAGAIN: the system has no thread
+    /// left; or what else the [spawner](Self::spawner) said. EMFILE,
+    /// ENFILE, ENOMEM: it has no descriptor left, of which a context needs two, or no
+    /// memory.
     pub fn build(self) -> Result<Context, Errno> {
-        let pool = Pool::new(self.capacity, self.workers)?;
+        let pool = Pool::new(self.capacity, self.config)?;
         Ok(Context(Arc::new(Owner(pool))))
     }
 }
@@ -95,6 +148,17 @@ impl Builder {
 /// # Order
 ///
 /// None, neither of execution nor of completions.
+///
+/// # Fork
+///
+/// A process that is forked has a copy without threads. There every call is refused with
+/// EINVAL, also for what is the context's: an [`AsyncFd`] of it has nothing to pop, an
+/// [`Operation`] of it never resolves. Dropping them closes descriptors, and nothing else:
+/// it waits for nobody, wakes nobody, and does not free their memory. The forking process
+/// is not disturbed. New contexts can be made there, and [files](crate::File), of the same
+/// descriptors perhaps: a copy of a file may be locked by who used it just then.
+///
+/// (Linux before 4.14 does not tell: there, do not touch them.)
 #[derive(Clone)]
 pub struct Context(Arc<Owner>);
 
@@ -109,7 +173,11 @@ struct Owner(Arc<Pool>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        destroy(&self.0);
+        match self.0.is_copy() {
+            false => destroy(&self.0),
+            // SAFETY: a copy; and the pool has one owner, who is dropped once.
+            true => unsafe { self.0.abandon() },
+        }
     }
 }
 
@@ -133,12 +201,22 @@ impl Context {
     pub fn builder(capacity: usize) -> Builder {
         Builder {
             capacity,
-            workers: 1..=8,
+            config: Config::default(),
         }
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.0.0
+    }
+
+    /// # Errors
+    ///
+    /// EINVAL: it is another process's.
+    fn live(&self) -> Result<&Arc<Pool>, Errno> {
+        match self.pool().is_copy() {
+            false => Ok(self.pool()),
+            true => Err(Errno::EINVAL),
+        }
     }
 
     /// How many requests there can be.
@@ -151,16 +229,18 @@ impl Context {
     /// An accepted request leaves `ops`; its [handle](Op::handle) remains in its
     /// place. From the first one that is refused on they all stay.
     ///
-    /// Does not wait for devices or for other requests. It copies from and to the
-    /// page cache, unless told [otherwise](Op::offload).
+    /// Does not wait for devices, for other requests or for other submitters. It copies
+    /// from and to the page cache, unless told [otherwise](Op::offload). (A request for a
+    /// worker can complete with EAGAIN, and no effect: if another submitter was stopped
+    /// midway for so long that others were cancelled by the hundred since.)
     ///
     /// # Errors
     ///
     /// Why the *first* was refused; of a later one, submitting it again tells.
     /// EAGAIN: there is no room, take completions out first. EINVAL: the request
-    /// makes no sense (an offset above 2^63 - 1, more than 1,024 buffers, only
-    /// a handle of one that was accepted before, a [poll](Op::poll) for what will
-    /// never be, or a [target](Op::to) that is another context's, or given no data), or
+    /// makes no sense (an offset above 2^63 - 1, more than 1,024 buffers, a name with a
+    /// NUL, only a handle of one that was accepted before, a [poll](Op::poll) for what
+    /// will never be, or a [target](Op::to) that is another context's, or given no data), or
     /// the context is destroyed. EBADFD: its target is closed. EOVERFLOW: a polled source has more
     /// than two heads. EBADF: it is the path of a file, and not open. ENOSPC, ENOMEM,
     /// ELOOP: epoll takes no more descriptors, or not this one.
@@ -168,7 +248,7 @@ impl Context {
     /// # Panics
     ///
     /// If a [source](Op::poll_source) does. Its request was accepted, ends with EIO, and
-    /// left a [nop](Op::nop) where it was.
+    /// left its handle where it was.
     ///
     /// ```
     /// use uaio::{Context, Errno, Op};
@@ -181,16 +261,18 @@ impl Context {
     /// # Ok::<(), Errno>(())
     /// ```
     pub fn submit(&self, ops: &mut [Op]) -> Result<usize, Errno> {
-        let mut submission = Submission::new(self.pool());
-        let total = ops.len();
-        for (n, place) in ops.iter_mut().enumerate() {
-            match submission.accept(place, total - n) {
-                Ok(handle) => *place = Op::accepted(handle),
-                Err(errno) if n == 0 => return Err(errno),
-                Err(_) => return Ok(n),
+        let mut submission = Submission::new(self.live()?);
+        let mut accepted = 0;
+        while accepted < ops.len() {
+            let (n, refused) = submission.accept_run(&mut ops[accepted..]);
+            accepted += n;
+            match refused {
+                Some(errno) if accepted == 0 => return Err(errno),
+                Some(_) => break,
+                None => {}
             }
         }
-        Ok(total)
+        Ok(accepted)
     }
 
     /// Submits a request, and waits for its completion as a future: which is where that
@@ -215,17 +297,20 @@ impl Context {
     /// # });
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    #[expect(clippy::result_large_err, reason = "the request is given back")]
     pub fn operation(&self, op: Op) -> Result<Operation, Unsubmitted> {
         let mut place = op;
-        let mut submission = Submission::new(self.pool());
+        let pool = match self.live() {
+            Ok(pool) => pool,
+            Err(errno) => return Err(Unsubmitted { errno, op: place }),
+        };
+        let mut submission = Submission::new(pool);
         submission.awaits = true;
-        let accepted = match place.is_delivered() {
+        let accepted = match place.body().is_some_and(Body::is_delivered) {
             true => Err(Errno::EINVAL),
             false => submission.accept(&mut place, 1),
         };
         match (accepted, submission.operation.take()) {
-            (Ok(_), Some(operation)) => Ok(Operation::new(operation)),
+            (Ok(_), Some(operation)) => Ok(Operation::new(operation, pool)),
             (accepted, _) => Err(Unsubmitted {
                 errno: accepted.err().unwrap_or(Errno::EIO),
                 op: place,
@@ -272,7 +357,7 @@ impl Context {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub unsafe fn submit_raw(&self, iocbs: &mut [Iocb]) -> Result<usize, Errno> {
-        let mut submission = Submission::new(self.pool());
+        let mut submission = Submission::new(self.live()?);
         let mut last = None;
         let total = iocbs.len();
         for (n, iocb) in iocbs.iter_mut().enumerate() {
@@ -295,7 +380,7 @@ impl Context {
     /// EINVAL: the size is zero or above 2^24, or the context is destroyed. EMFILE,
     /// ENFILE, ENOMEM: the system has no descriptor left.
     pub fn asyncfd(&self, size: usize) -> Result<AsyncFd, Errno> {
-        AsyncFd::new(self.pool(), size)
+        AsyncFd::new(self.live()?, size)
     }
 
     /// As [`asyncfd`](Self::asyncfd), over a ring where its user has it: of `size`
@@ -321,7 +406,7 @@ impl Context {
     /// Whatever else accesses them does so atomically, word by word.
     pub unsafe fn asyncfd_at(&self, uring: NonNull<Uring>) -> Result<AsyncFd, Errno> {
         // SAFETY: the same contract.
-        unsafe { AsyncFd::at(self.pool(), uring) }
+        unsafe { AsyncFd::at(self.live()?, uring) }
     }
 
     /// Takes out completions, from `min_nr` to `nr` of them, appends them to
@@ -389,6 +474,7 @@ impl Context {
         if min_nr > nr {
             return Err(Errno::EINVAL);
         }
+        self.live()?;
         let mut interrupted = false;
         let mut up = timeout == Some(Duration::ZERO);
         // A limit that the clock cannot express is none.
@@ -418,20 +504,19 @@ impl Context {
 
     /// Takes out up to `nr` completions.
     fn reap(&self, nr: usize, events: &mut Vec<Completion>) -> Result<usize, Errno> {
-        let mut chunk = [const { None }; CHUNK];
         let mut got = 0;
         while got < nr {
             let wanted = (nr - got).min(CHUNK);
-            let n = self.pool().core.reap(&mut chunk[..wanted])?;
-            let reaped = chunk.iter().flatten();
-            // What named a target, which was closed, says so itself.
-            let driven =
-                reaped.filter(|done| done.payload.unreaped.is_none() && done.payload.is_driven());
-            let driven = driven.count();
+            events.reserve(wanted);
+            let mut driven = 0;
+            let n = self.pool().core.reap_each(wanted, |done| {
+                // What named a target, which was closed, says so itself.
+                driven += usize::from(done.payload.unreaped.is_none() && done.payload.is_driven());
+                events.push(completion(done));
+            })?;
             if driven > 0 {
                 self.pool().drive.over(driven);
             }
-            events.extend(chunk.iter_mut().flat_map(Option::take).map(completion));
             got += n;
             if n < wanted {
                 break;
@@ -495,8 +580,8 @@ impl Context {
     /// # Errors
     ///
     /// EINPROGRESS: a worker has it, or it is being tried, and will end with its real
-    /// result if there is one. EALREADY: it is complete, or was cancelled before.
-    /// ENOENT: its completion was taken out.
+    /// result if there is one. (It is [interrupted](Builder::interrupt_by), if it can be.) EALREADY: it is complete, or was cancelled before.
+    /// ENOENT: its completion was taken out. EINVAL: it is another process's context.
     ///
     /// ```
     /// use uaio::{Context, Errno, Op};
@@ -518,7 +603,7 @@ impl Context {
     /// # Ok::<(), Errno>(())
     /// ```
     pub fn cancel(&self, handle: Handle) -> Result<(), Errno> {
-        self.pool().cancel(handle)
+        self.live()?.cancel(handle)
     }
 
     /// Ends the context for all who have a handle to it: refuses what is new,
@@ -543,7 +628,9 @@ impl Context {
     /// # Ok::<(), Errno>(())
     /// ```
     pub fn destroy(&self) {
-        destroy(self.pool());
+        if let Ok(pool) = self.live() {
+            destroy(pool);
+        }
     }
 }
 
@@ -557,26 +644,23 @@ enum Waited {
     Interrupted,
 }
 
-fn destroy(pool: &Pool) {
-    pool.close();
-    block_on(pin!(pool.core.destroy(|_| {})));
+fn destroy(pool: &Arc<Pool>) {
+    let ending = pool.ending();
+    pool.close(&ending);
+    pool.destroy();
     pool.join();
     // Once more: whom it cannot tell now it does not tell.
     pool.core.notify_again();
 }
 
-pub(crate) fn completion(done: context::Completion<Op>) -> Completion {
-    let context::Completion {
-        event,
-        mut payload,
-        handle,
-    } = done;
+#[inline]
+pub(crate) fn completion(done: context::Completion<Box<Body>>) -> Completion {
     Completion {
-        data: event.data,
-        result: from_result(event.res),
-        inline: !payload.progress().handed_off,
-        op: payload.give_back(handle),
-        handle,
+        data: done.event.data,
+        result: from_result(done.event.res),
+        inline: !done.payload.is_handed_off(),
+        op: done.payload.give_back(done.handle),
+        handle: done.handle,
     }
 }
 
@@ -585,8 +669,11 @@ pub(crate) fn completion(done: context::Completion<Op>) -> Completion {
 struct Submission<'c> {
     pool: &'c Arc<Pool>,
     room: Option<Reservations<'c, ring::Boxed, Slots>>,
+    /// More of that, for a chain.
+    more: Vec<Reservations<'c, ring::Boxed, Slots>>,
     batch: Batch<'c>,
-    queued: bool,
+    /// Of those for workers.
+    queuing: Option<Queuing<'c>>,
     /// How many it has accepted that somebody has to drive for.
     driven: usize,
     /// How many of those no reaper takes out.
@@ -594,6 +681,10 @@ struct Submission<'c> {
     /// The one that it submits is waited for, by what is left here.
     awaits: bool,
     operation: Option<Awaited>,
+    /// The next one is linked with the one before it,
+    follows: bool,
+    /// and that is so far.
+    before: Before,
 }
 
 impl<'c> Submission<'c> {
@@ -601,62 +692,252 @@ impl<'c> Submission<'c> {
         Self {
             pool,
             room: None,
+            more: Vec::new(),
             batch: pool.core.batch(),
-            queued: false,
+            queuing: None,
             driven: 0,
             unreaped: 0,
             awaits: false,
             operation: None,
+            follows: false,
+            before: Before::Done,
         }
     }
 
-    /// Accepts the request at `place`, or leaves it there. `wanted` requests,
-    /// this one included, are still to come.
-    fn accept(&mut self, place: &mut Op, wanted: usize) -> Result<Handle, Errno> {
-        place.check(&self.pool.drive)?;
-        // Also of a submission that has its room already: what it does itself
-        // is no shorter for being many.
-        if self.pool.core.is_destroyed() {
+    /// Accepts the first of these requests, one or more, and leaves their handles; tells
+    /// how many, and why the next one was refused if it was.
+    ///
+    /// What can be done at once is done first, one after the other, and accepted then: so
+    /// the system calls have their code and data at hand, and so has what is noted of
+    /// them. What cannot is the last, and begun when all before it are accepted, lest
+    /// what it calls keeps their results from being told.
+    fn accept_run(&mut self, ops: &mut [Op]) -> (usize, Option<Errno>) {
+        let wanted = ops.len();
+        let mut results = [const { Ok(0) }; CHUNK];
+        let mut done = 0;
+        let mut next = None;
+        while done < wanted.min(CHUNK) {
+            match self.begin_next(&mut ops[done..], done) {
+                Ok(Some(Course::Done(it))) => results[done] = it,
+                other => {
+                    next = other.transpose();
+                    break;
+                }
+            }
+            done += 1;
+        }
+        for (n, (op, result)) in ops.iter_mut().zip(results).take(done).enumerate() {
+            match self.accept_begun(op, Course::Done(result)) {
+                Ok(_) => {}
+                Err(errno) => return (n, Some(errno)),
+            }
+        }
+        match next {
+            None => (done, None),
+            Some(Err(errno)) => (done, Some(errno)),
+            Some(Ok(course)) => match self.accept_begun(&mut ops[done], course) {
+                Ok(_) => (done + 1, None),
+                Err(errno) => (done, Some(errno)),
+            },
+        }
+    }
+
+    /// Begins the first of these requests, as the one before it has it. See
+    /// [`begin`](Self::begin).
+    #[inline(always)]
+    fn begin_next(&mut self, ops: &mut [Op], before: usize) -> Result<Option<Course>, Errno> {
+        let wanted = ops.len();
+        let linked = ops[0].body().is_some_and(|body| body.linked);
+        if linked && !self.follows && !self.admit_chain(ops, before)? {
+            return Ok(None);
+        }
+        let course = match &self.before {
+            Before::UnderWay(_) => {
+                ops[0].body_mut().ok_or(Errno::EINVAL)?.renew();
+                return Ok(Some(Course::Follow));
+            }
+            Before::Failed => {
+                ops[0].body_mut().ok_or(Errno::EINVAL)?.renew();
+                Course::Done(Err(Errno::ECANCELED))
+            }
+            Before::Done => match self.begin(&mut ops[0], before, wanted) {
+                Ok(Some(course)) => course,
+                // What it is linked with has been accepted, or is to be.
+                Err(errno) if self.follows => Course::Done(Err(errno)),
+                other => return other,
+            },
+        };
+        if let Course::Done(result) = course
+            && (linked || self.follows)
+        {
+            let at_least = ops[0].body().map_or(0, Body::at_least);
+            let failed = as_result(result) < at_least;
+            self.before = match linked && failed {
+                true => Before::Failed,
+                false => Before::Done,
+            };
+            self.follows = linked;
+        }
+        Ok(Some(course))
+    }
+
+    /// Whether there is room for the chain that begins here. `false`: those before it are
+    /// in the way.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not accepted.
+    fn admit_chain(&mut self, ops: &[Op], before: usize) -> Result<bool, Errno> {
+        let linked = ops
+            .iter()
+            .take_while(|op| op.body().is_some_and(|body| body.linked));
+        let len = (linked.count() + 1).min(ops.len());
+        for op in &ops[..len] {
+            let body = op.body().ok_or(Errno::EINVAL)?;
+            body.check(&self.pool.drive)?;
+        }
+        if len > self.pool.core.capacity() {
             return Err(Errno::EINVAL);
         }
-        let reservation = self.reserve(wanted)?;
-        let mut op = place.take();
-        let course = match op.begin(&self.pool.drive.epoll) {
-            Ok(course) => course,
-            Err(errno) => {
-                *place = op;
+        if self.has_room(before + len) {
+            return Ok(true);
+        }
+        if before > 0 {
+            return Ok(false);
+        }
+        while !self.has_room(len) {
+            if let Err(errno) = self.reserve(ops.len()) {
+                self.room = None;
+                self.more.clear();
                 return Err(errno);
             }
+        }
+        Ok(true)
+    }
+
+    /// Whether there is room for so many.
+    #[inline(always)]
+    fn has_room(&self, n: usize) -> bool {
+        let room = self.room.as_ref().map_or(0, |room| room.len());
+        room >= n || room + self.more.iter().map(|more| more.len()).sum::<usize>() >= n
+    }
+
+    /// Makes room for some of `wanted`.
+    fn reserve(&mut self, wanted: usize) -> Result<(), Errno> {
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let room = self.pool.core.reserve(wanted)?;
+        let before = self.room.replace(room);
+        self.more.extend(before.filter(|before| !before.is_empty()));
+        Ok(())
+    }
+
+    /// Takes room for one.
+    #[inline(always)]
+    fn take_room(&mut self) -> Option<context::Reservation<'c, ring::Boxed, Slots>> {
+        match self.room.as_mut().and_then(Iterator::next) {
+            Some(reservation) => Some(reservation),
+            None => {
+                self.room = self.more.pop();
+                self.room.as_mut().and_then(Iterator::next)
+            }
+        }
+    }
+
+    /// Accepts the request at `op`, or leaves it there. `wanted` requests,
+    /// this one included, are still to come.
+    fn accept(&mut self, op: &mut Op, wanted: usize) -> Result<Handle, Errno> {
+        match self.begin(op, 0, wanted)? {
+            Some(course) => self.accept_begun(op, course),
+            // Cannot be: with none before it there is room, or an error.
+            None => Err(Errno::EAGAIN),
+        }
+    }
+
+    /// Begins a request, where it is. `before` it so many have begun that are not accepted
+    /// yet, and `wanted` are still to come, this one included. `None`: it has to wait for
+    /// those before it, which have all the room.
+    #[inline(always)]
+    fn begin(
+        &mut self,
+        op: &mut Op,
+        before: usize,
+        wanted: usize,
+    ) -> Result<Option<Course>, Errno> {
+        let body = op.body_mut().ok_or(Errno::EINVAL)?;
+        body.check(&self.pool.drive)?;
+        // Also of a submission that has its room already: what it does itself
+        // is no shorter for being many.
+        if self.pool.core.is_destroyed() && !self.follows {
+            return Err(Errno::EINVAL);
+        }
+        if !self.has_room(before + 1) {
+            if before > 0 {
+                return Ok(None);
+            }
+            self.reserve(wanted)?;
+        }
+        body.renew();
+        body.begin(&self.pool.drive.epoll).map(Some)
+    }
+
+    /// Accepts a request that has begun, in the room that there is for it.
+    fn accept_begun(&mut self, op: &mut Op, course: Course) -> Result<Handle, Errno> {
+        let reservation = self.take_room().ok_or(Errno::EAGAIN)?;
+        let mut body = op.take(reservation.handle()).ok_or(Errno::EINVAL)?;
+        let done = matches!(course, Course::Done(_));
+        body.progress().handed_off = !done;
+        // Of what is done, `begin_next` knows.
+        let follows = match done {
+            true => self.follows,
+            false => mem::replace(&mut self.follows, body.linked),
         };
-        op.progress().handed_off = !matches!(course, Course::Done(_));
-        let driven = op.is_driven();
-        let limit = op
+        let before = match done {
+            true => Before::Done,
+            false => mem::take(&mut self.before),
+        };
+        if follows && !done {
+            // What it follows comes first.
+            self.batch.deliver();
+        }
+        let mut followed = None;
+        if body.linked && !done {
+            let (pass, it) = Followed::new(self.pool, &body);
+            self.before = Before::UnderWay(pass);
+            followed = Some(it);
+        }
+        let driven = body.is_driven();
+        let limit = body
             .timeout
             .and_then(|limit| Instant::now().checked_add(limit));
         let iocb = slots::Iocb {
-            data: op.data,
+            data: body.data,
             obj: 0,
         };
-        let target = op.to.as_ref().map(|to| Arc::clone(&to.ring));
-        let told = (op.notify.as_ref()).map(|notify| Told::new(notify, self.pool));
+        let target = body.to.as_ref().map(|to| Arc::clone(&to.ring));
+        let told = (body.notify.is_some() || followed.is_some())
+            .then(|| Told::new(body.notify.clone(), followed, self.pool));
         let unreaped = driven && (target.is_some() || self.awaits);
-        op.unreaped = unreaped.then(|| Unreaped::new(&self.pool.drive));
+        body.unreaped = unreaped.then(|| Unreaped::new(&self.pool.drive));
         let core = self.pool.core.as_ref();
-        let mut request = reservation.fill(iocb, op);
+        let mut request = reservation.fill(iocb, body);
         if let Some(target) = target {
-            request =
-                (core.deliver_to(request, target)).map_err(|refused| refuse(refused, place))?;
+            request = match core.deliver_to(request, target) {
+                Ok(request) => request,
+                // Closed meanwhile: as if it were just after that.
+                Err(Refused { request, .. }) if done || follows => request,
+                Err(refused) => return Err(refuse(refused, op)),
+            };
         }
         if let Some(told) = told {
-            request = (core.get_ref().notify_by(request, told))
-                .map_err(|refused| refuse(refused, place))?;
+            request =
+                (core.get_ref().notify_by(request, told)).map_err(|refused| refuse(refused, op))?;
         }
         if self.awaits {
             let lead = Lead::new(self.pool);
             let (awaited, operation) = Awaited::of(lead, request).map_err(|refused| {
                 let Refused { error, request } = refused;
                 let request = request.0;
-                refuse(Refused { error, request }, place)
+                refuse(Refused { error, request }, op)
             })?;
             request = awaited;
             self.operation = Some(operation);
@@ -672,53 +953,58 @@ impl<'c> Submission<'c> {
                 return Ok(handle);
             }
             Course::Work => {
-                self.queued = true;
-                Ok(self.pool.queue(request))
+                let queuing = self.queuing.get_or_insert_with(|| self.pool.queuing());
+                Ok(queuing.queue(request))
+            }
+            Course::Wait => Ok(request.arm()),
+            Course::Follow => {
+                let handle = request.early().leave();
+                if let Before::UnderWay(pass) = before {
+                    self.pool.pass(pass, handle);
+                }
+                Ok(handle)
             }
             Course::Poll(events) => core.poll(request, events),
             Course::Attempt(events) => core.attempt(request, events),
         };
-        let handle = accepted.map_err(|refused| {
-            self.driven -= usize::from(driven);
-            self.unreaped -= usize::from(unreaped);
-            refuse(refused, place)
-        })?;
+        let handle = match accepted {
+            Ok(handle) => handle,
+            Err(Refused { error, request }) if follows => {
+                let claim = request.claim();
+                let handle = claim.handle();
+                claim.complete(error.as_result(), 0);
+                handle
+            }
+            Err(refused) => {
+                self.driven -= usize::from(driven);
+                self.unreaped -= usize::from(unreaped);
+                self.before = Before::Done;
+                self.follows = false;
+                return Err(refuse(refused, op));
+            }
+        };
         if let Some(at) = limit {
             self.pool.limit(at, handle);
         }
         Ok(handle)
-    }
-
-    fn reserve(
-        &mut self,
-        wanted: usize,
-    ) -> Result<context::Reservation<'c, ring::Boxed, Slots>, Errno> {
-        if let Some(reservation) = self.room.as_mut().and_then(Iterator::next) {
-            return Ok(reservation);
-        }
-        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-        let room = self.room.insert(self.pool.core.reserve(wanted)?);
-        room.next().ok_or(Errno::EAGAIN)
     }
 }
 
 /// Puts what was refused back where it was.
 fn refuse(refused: Refused<Request<'_>>, place: &mut Op) -> Errno {
     let Refused { error, request } = refused;
-    if let Some(mut op) = request.refuse() {
-        if let Some(unreaped) = op.unreaped.take() {
+    if let Some(mut body) = request.refuse() {
+        if let Some(unreaped) = body.unreaped.take() {
             unreaped.never();
         }
-        *place = op;
+        *place = body.into();
     }
     error
 }
 
 impl Drop for Submission<'_> {
     fn drop(&mut self) {
-        if self.queued {
-            self.pool.call();
-        }
+        drop(self.queuing.take());
         if self.driven > 0 {
             self.pool.drive.begun(self.driven, self.unreaped);
             self.pool.attend();

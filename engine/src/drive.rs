@@ -10,7 +10,8 @@
 //! not needed for long. So what is armed goes on also without a reaper, and a program
 //! that mostly waits does not pay for it. While there are requests whose completions go
 //! to an asyncfd it takes over at once: no reaper is to be expected for those. So it does
-//! while somebody could not be told of a completion, and is to be tried again.
+//! while somebody could not be told of a completion, or a worker that it is to end, and is
+//! to be tried again.
 //!
 //! All that is decided under one lock, which is never held while anybody sleeps, wakes
 //! or is called.
@@ -479,7 +480,7 @@ impl Role<'_> {
         match &self.masked {
             _ if self.leads => Arc::clone(self.drive).into(),
             Some((_, bell)) => Arc::new(Bell(Arc::clone(bell))).into(),
-            None => unpark(),
+            None => own_waker(),
         }
     }
 
@@ -552,17 +553,31 @@ impl Wake for Unpark {
 }
 
 /// Wakes the calling thread.
-pub(crate) fn unpark() -> Waker {
+pub(crate) fn own_waker() -> Waker {
     Arc::new(Unpark(thread::current())).into()
 }
 
 /// Parks the calling thread until that is over.
-pub(crate) fn block_on(mut over: Pin<&mut impl Future<Output = ()>>) {
-    let waker = unpark();
-    let mut task = task::Context::from_waker(&waker);
+pub(crate) fn block_on(over: Pin<&mut impl Future<Output = ()>>) {
+    block_on_until(over, &own_waker(), None);
+}
+
+/// The same until that time at the latest, with the thread's own waker. Tells whether it
+/// is over.
+pub(crate) fn block_on_until(
+    mut over: Pin<&mut impl Future<Output = ()>>,
+    waker: &Waker,
+    until: Option<Instant>,
+) -> bool {
+    let mut task = task::Context::from_waker(waker);
     while over.as_mut().poll(&mut task).is_pending() {
-        thread::park();
+        match until.map(|until| until.saturating_duration_since(Instant::now())) {
+            None => thread::park(),
+            Some(Duration::ZERO) => return false,
+            Some(time) => thread::park_timeout(time),
+        }
     }
+    true
 }
 
 #[cfg(test)]
@@ -584,6 +599,27 @@ mod tests {
         fn mask(&self) -> u16 {
             0
         }
+    }
+
+    /// What was carried out before it is told, and what is behind it was not begun.
+    #[test]
+    fn a_source_that_panics_ends_its_submission_only() {
+        let file = tempfile::tempfile().unwrap();
+        let context = Context::new(8).unwrap();
+        let ours = crate::File::new(file.try_clone().unwrap()).unwrap();
+        let write = |at| Op::pwrite(&ours, b"x".to_vec(), at).data(at);
+        let panics = Op::poll_source(Arc::new(Panics), event::IN).data(2);
+        let mut ops = [write(0), write(1), panics, write(3)];
+        let submitted = catch_unwind(AssertUnwindSafe(|| context.submit(&mut ops)));
+        assert!(submitted.is_err());
+        let handles = ops.each_ref().map(|op| op.handle().is_some());
+        assert_eq!(handles, [true, true, true, false]);
+        let mut events = Vec::new();
+        assert_eq!(context.getevents(3, 8, None, &mut events), Ok(3));
+        events.sort_by_key(|done| done.data);
+        let results = [0, 1, 2].map(|n: usize| events[n].result);
+        assert_eq!(results, [Ok(1), Ok(1), Err(Errno::EIO)]);
+        assert_eq!(file.metadata().unwrap().len(), 2);
     }
 
     #[test]

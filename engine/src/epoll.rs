@@ -39,7 +39,7 @@ use rustix::{
 };
 use uaio_core::{Errno, wait::WaitQueue};
 
-use crate::sys::{self, EVENTS, lock};
+use crate::sys::{self, EVENTS, Origin, lock};
 
 /// How many reports are taken at once.
 const BATCH: usize = 64;
@@ -48,6 +48,8 @@ const BELL: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Epoll {
+    /// Where it was made: elsewhere nobody uses it.
+    origin: Origin,
     fd: OwnedFd,
     /// An eventfd. Registered edge-triggered, so nobody has to read it.
     bell: OwnedFd,
@@ -101,10 +103,29 @@ impl Epoll {
         let flags = EventFlags::IN | EventFlags::ET;
         epoll::add(&fd, &bell, EventData::new_u64(BELL), flags).map_err(sys::errno)?;
         Ok(Arc::new(Self {
+            origin: Origin::new()?,
             fd,
             bell,
             watched: Mutex::default(),
         }))
+    }
+
+    /// Whether this is a copy in a process that was forked since. Then what is open is the
+    /// other process's too, and locks may be held by threads that are not there.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.origin.is_other()
+    }
+
+    /// Closes the descriptors of a copy.
+    ///
+    /// # Safety
+    ///
+    /// It [is](Self::is_copy) one; and is never dropped, nor is this called again.
+    pub(crate) unsafe fn close_copy(&self) {
+        for fd in [&self.fd, &self.bell] {
+            // SAFETY: by the contract; and a copy is used by nobody, who all ask before.
+            unsafe { sys::close(fd) };
+        }
     }
 
     /// The watch of a descriptor, to be [given back](Watch::release). `None`: it has no
@@ -224,7 +245,8 @@ impl Watch {
 
     /// One who has got it from [`Epoll::watch`] needs it no longer. `fd` is still open.
     pub(crate) fn release(&self, fd: BorrowedFd<'_>) {
-        let Some(epoll) = self.epoll.upgrade() else {
+        // Of a copy's, it is the other process that waits for it still.
+        let Some(epoll) = self.epoll.upgrade().filter(|epoll| !epoll.is_copy()) else {
             return;
         };
         let mut watched = lock(&epoll.watched);

@@ -2,14 +2,14 @@
 
 use std::{
     error::Error,
-    fmt, io,
+    fmt, io, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use libc::iovec;
-use rustix::fs::{FileType, OFlags};
-use uaio_core::Errno;
+use rustix::fs::{CWD, FileType, OFlags};
+use uaio_core::{Errno, latch::Latch};
 
 use crate::{
     epoll::{Epoll, Watch},
@@ -52,8 +52,21 @@ struct Open {
     access: Access,
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
+impl Open {
+    /// Takes the descriptor out, of which nothing is used after that.
+    fn take(&mut self) -> Option<OwnedFd> {
+        if matches!(self.fd, Descriptor::Raw(_)) {
+            return None;
+        }
+        self.give_back_watches();
+        // No descriptor, and not closed.
+        match mem::replace(&mut self.fd, Descriptor::Raw(CWD)) {
+            Descriptor::Owned(fd) => Some(fd),
+            Descriptor::Raw(_) => None,
+        }
+    }
+
+    fn give_back_watches(&mut self) {
         let watches = self
             .watches
             .get_mut()
@@ -61,6 +74,12 @@ impl Drop for Open {
         for watch in watches.drain(..) {
             watch.release(self.fd.as_fd());
         }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.give_back_watches();
     }
 }
 
@@ -82,6 +101,38 @@ impl File {
         match Access::of(fd.as_fd()) {
             Ok(access) => Ok(Self::open(Descriptor::Owned(fd), access)),
             Err(errno) => Err(Unfit { errno, fd }),
+        }
+    }
+
+    /// Of what has been opened for a request: that has happened, and cannot fail any
+    /// more. If the system does not tell what it is, workers carry out its requests.
+    pub(crate) fn opened(fd: OwnedFd) -> Self {
+        let access =
+            Access::of(fd.as_fd()).unwrap_or_else(|_| Access::by(Way::Worker, OFlags::empty()));
+        Self::open(Descriptor::Owned(fd), access)
+    }
+
+    /// The descriptor, if this is its last share.
+    ///
+    /// # Errors
+    ///
+    /// The file: there are others, clones or those of requests, which have theirs until
+    /// they are dropped.
+    ///
+    /// ```
+    /// use uaio::{File, Op};
+    ///
+    /// let file = File::new(tempfile::tempfile()?)?;
+    /// let read = Op::pread(&file, vec![0; 16], 0);
+    /// let file = file.into_fd().expect_err("the request has a share");
+    /// drop(read);
+    /// let file = std::fs::File::from(file.into_fd().expect("the last one"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn into_fd(mut self) -> Result<OwnedFd, Self> {
+        match Arc::get_mut(&mut self.0).and_then(Open::take) {
+            Some(fd) => Ok(fd),
+            None => Err(self),
         }
     }
 
@@ -109,10 +160,10 @@ impl File {
     pub(crate) unsafe fn attempt(
         &self,
         direction: Direction,
-        vectors: &[iovec],
+        vectors: &mut [iovec],
         trial: Trial,
     ) -> Result<usize, Errno> {
-        let plain = |fd: BorrowedFd<'_>, nowait| {
+        let plain = |fd: BorrowedFd<'_>, vectors: &mut [iovec], nowait| {
             // SAFETY: the same promise.
             unsafe { sys::transfer(fd, direction, vectors, None, nowait) }
         };
@@ -126,23 +177,23 @@ impl File {
             Trial::Nowait if !nothing => {}
             _ => {
                 let _turn = lock(&self.0.turn);
-                return plain(self.as_fd(), false);
+                return plain(self.as_fd(), vectors, false);
             }
         }
         // A terminal that is being read by one has nothing for another one, who is not
         // told when it has.
         let _turn = lock(&self.0.turn);
         if let Some(Some(other)) = self.0.other.get() {
-            return plain(other.as_fd(), false);
+            return plain(other.as_fd(), vectors, false);
         }
-        match plain(self.as_fd(), true) {
+        match plain(self.as_fd(), vectors, true) {
             // The kernel cannot; the last is a policy's answer.
             Err(errno) if matches!(errno.raw(), libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) => {}
             tried => return tried,
         }
         let reopen = || sys::reopen(self.as_fd(), self.0.access.flags);
         if let Some(other) = self.0.other.get_or_init(reopen) {
-            return plain(other.as_fd(), false);
+            return plain(other.as_fd(), vectors, false);
         }
         // SAFETY: the same promise.
         unsafe { sys::when_ready(self.as_fd(), direction, vectors) }
@@ -253,6 +304,9 @@ pub(crate) struct Access {
     flags: OFlags,
     /// Set when epoll does not take it.
     always_ready: OnceLock<()>,
+    /// Whether asking not to wait is worth its while.
+    reads: Latch,
+    writes: Latch,
     /// Set when `RWF_NOWAIT` is found not to work, or not to be enough.
     blocking_reads: OnceLock<()>,
     blocking_writes: OnceLock<()>,
@@ -298,6 +352,8 @@ impl Access {
             way,
             flags,
             always_ready: OnceLock::new(),
+            reads: Latch::new(),
+            writes: Latch::new(),
             blocking_reads: OnceLock::new(),
             blocking_writes: OnceLock::new(),
         }
@@ -314,7 +370,7 @@ impl Access {
 
     pub(crate) fn way(&self, direction: Direction) -> Way {
         match self.way {
-            Way::Nowait if self.latch(direction).get().is_some() => Way::Worker,
+            Way::Nowait if self.blocking(direction).get().is_some() => Way::Worker,
             way => way,
         }
     }
@@ -325,10 +381,18 @@ impl Access {
     }
 
     pub(crate) fn give_up_nowait(&self, direction: Direction) {
-        let _ = self.latch(direction).set(());
+        let _ = self.blocking(direction).set(());
     }
 
-    fn latch(&self, direction: Direction) -> &OnceLock<()> {
+    /// How attempts went that do not wait.
+    pub(crate) fn attempts(&self, direction: Direction) -> &Latch {
+        match direction {
+            Direction::Read => &self.reads,
+            Direction::Write => &self.writes,
+        }
+    }
+
+    fn blocking(&self, direction: Direction) -> &OnceLock<()> {
         match direction {
             Direction::Read => &self.blocking_reads,
             Direction::Write => &self.blocking_writes,

@@ -7,10 +7,14 @@ compile_error!("uaio needs a 64-bit target: file offsets are passed in one regis
 
 mod asyncfd;
 mod callback;
+mod capabilities;
+mod chain;
 mod context;
 mod drive;
 mod epoll;
 mod file;
+mod fs;
+mod interrupt;
 mod notify;
 mod op;
 mod operation;
@@ -21,12 +25,15 @@ mod sys;
 
 pub use asyncfd::AsyncFd;
 pub use callback::{Callback, Called, Uncalled, callback_panics};
+pub use capabilities::{Capabilities, capabilities};
 pub use context::{Builder, Completion, Context};
 pub use file::{File, Unfit};
-pub use notify::{Capabilities, Notify, capabilities};
+pub use fs::flag;
+pub use notify::Notify;
 pub use op::Op;
 pub use operation::{Operation, Unsubmitted};
 pub use raw::Iocb;
+pub use rustix::fs::Statx;
 pub use signals::SignalSet;
 pub use uaio_core::{
     Errno,

@@ -11,7 +11,7 @@ use std::{
     fmt, fs,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     process,
-    sync::{Arc, Mutex, OnceLock, Weak},
+    sync::{Arc, Mutex, Weak},
 };
 
 use uaio_core::{
@@ -21,6 +21,8 @@ use uaio_core::{
 };
 
 use crate::{
+    capabilities::capabilities,
+    chain::Followed,
     pool::Pool,
     sys::{self, lock},
 };
@@ -87,23 +89,6 @@ impl fmt::Debug for Notify {
     }
 }
 
-/// What the kernel offers that not every kernel does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capabilities {
-    /// Signals can be sent to one thread: Linux 6.9.
-    pub thread_signals: bool,
-}
-
-/// What this kernel offers.
-pub fn capabilities() -> Capabilities {
-    static FOUND: OnceLock<Capabilities> = OnceLock::new();
-    *FOUND.get_or_init(|| Capabilities {
-        // Of a thread that there cannot be: no descriptor is needed to learn it.
-        thread_signals: sys::pidfd_open(i32::MAX, true).err() == Some(Errno::ESRCH),
-    })
-}
-
 impl Notify {
     /// Sends this process the real-time signal `signo` with `value`, as `SI_ASYNCIO`: one
     /// for each completion.
@@ -155,7 +140,7 @@ impl Notify {
     /// # Errors
     ///
     /// EINVAL: there is no such thread in this process; or it is no signal that is told by.
-    /// ENOSYS: the kernel [cannot](Capabilities::thread_signals).
+    /// ENOSYS: the kernel [cannot](crate::Capabilities::thread_signals).
     pub fn to_thread(self, tid: i32) -> Result<Self, Errno> {
         let Kind::Signal { signo, value, .. } = self.0 else {
             return Err(Errno::EINVAL);
@@ -260,18 +245,24 @@ impl Notify {
     }
 }
 
-/// One who is to be told of one completion.
+/// Who is to be told of one completion, and what follows it.
 pub(crate) struct Told {
-    notify: Notify,
+    notify: Option<Notify>,
+    followed: Option<Followed>,
     pool: Weak<Pool>,
     /// It could not be done, and is counted as such.
     untold: bool,
 }
 
 impl Told {
-    pub(crate) fn new(notify: &Notify, pool: &Arc<Pool>) -> Self {
+    pub(crate) fn new(
+        notify: Option<Notify>,
+        followed: Option<Followed>,
+        pool: &Arc<Pool>,
+    ) -> Self {
         Self {
-            notify: notify.clone(),
+            notify,
+            followed,
             pool: Arc::downgrade(pool),
             untold: false,
         }
@@ -279,9 +270,24 @@ impl Told {
 }
 
 impl Notification for Told {
+    fn completed(&mut self, res: i64) {
+        if let Some(followed) = &mut self.followed {
+            followed.completed(res);
+        }
+    }
+
     fn notify(mut self) -> Result<(), Self> {
+        // In a forked process it is the other one's.
+        if self.pool.upgrade().is_some_and(|pool| pool.is_copy()) {
+            return Ok(());
+        }
+        let told = self.notify.as_ref().map(Notify::tell);
+        // What follows is told of after that, and does not wait for who cannot be told.
+        if let Some(followed) = self.followed.take() {
+            followed.end();
+        }
         // Anything but EAGAIN: there is nobody to be told any more.
-        if self.notify.tell() != Err(Errno::EAGAIN) {
+        if told != Some(Err(Errno::EAGAIN)) {
             return Ok(());
         }
         // Never the last lead to it: whoever has that waits for completers, and for those

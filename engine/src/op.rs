@@ -2,7 +2,7 @@
 
 use std::{
     fmt, mem,
-    ops::Deref,
+    ops::{Deref, DerefMut},
     os::fd::AsFd,
     sync::{Arc, Weak},
     time::Duration,
@@ -23,6 +23,7 @@ use crate::{
     drive::Drive,
     epoll::{Epoll, Watch},
     file::{File, Way},
+    fs::Call,
     notify::Notify,
     sys::{self, Direction, EVENTS, IOV_MAX, Trial},
 };
@@ -40,6 +41,18 @@ use crate::{
 /// say when the disk becomes full on the way: then the rest was not written,
 /// and writing it again tells why. An error means that nothing was transferred.
 ///
+/// What else a request brings it has when it comes back: the file that it
+/// [opened](Self::openat), what it has [found](Self::statx). It is given up when the
+/// request is dropped or submitted again; so a file that nobody takes out is closed,
+/// whatever becomes of the completion.
+///
+/// # Names
+///
+/// A name is looked up when the request is carried out: a relative one in the directory
+/// that is given with it, or without one where the process is then. It is any path; one
+/// with a NUL is refused with EINVAL. Flags, modes and masks are those of Linux: see
+/// [`flag`](crate::flag).
+///
 /// # Streams
 ///
 /// What has readiness (a socket, a pipe, an eventfd, a terminal) is [read](Self::read)
@@ -50,7 +63,20 @@ use crate::{
 /// A write to a pipe that nobody reads raises SIGPIPE, as the system call does, in
 /// whichever thread makes it; Rust programs ignore it. Sockets raise none.
 #[derive(Debug)]
-pub struct Op {
+pub struct Op(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    /// Made once, and kept when it is submitted again. It goes from hand to hand by its
+    /// pointer: from its submitter into a slot, and back with its completion.
+    Made(Box<Body>),
+    /// What is left in the caller's hands of one that was accepted.
+    Accepted(Handle),
+}
+
+/// What a request is, and how far.
+#[derive(Debug)]
+pub(crate) struct Body {
     pub(crate) data: u64,
     pub(crate) timeout: Option<Duration>,
     /// Where its completion goes, if not into the context's ring.
@@ -60,8 +86,10 @@ pub struct Op {
     /// While it is under way, and no reaper is to be expected for it.
     pub(crate) unreaped: Option<Unreaped>,
     /// While it is under way, whose callback is called then.
-    pub(crate) accepted: Option<Accepted<'static, Self>>,
+    pub(crate) accepted: Option<Accepted<'static, Op>>,
     offload: bool,
+    /// The next one follows it.
+    pub(crate) linked: bool,
     progress: Progress,
     /// Of a stream's, while it is under way. Dropped before the file.
     watch: Option<Arc<Watch>>,
@@ -112,19 +140,18 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 enum Work {
     Nop,
-    Sync {
-        file: File,
-        data_only: bool,
-    },
+    /// Until its time is up.
+    Timeout,
+    Call(Call),
     Transfer(Transfer),
     Poll {
         source: Polled,
         events: u16,
     },
-    /// What is left in the caller's hands of one that was accepted.
-    Accepted(Handle),
     #[cfg(test)]
     Panic,
+    #[cfg(test)]
+    OpenLate(std::path::PathBuf, Duration),
 }
 
 #[derive(Debug)]
@@ -157,10 +184,14 @@ pub(crate) enum Course {
     Done(Result<usize, Errno>),
     /// By a worker.
     Work,
+    /// Until it is cancelled, or its time is up.
+    Wait,
     /// Until one of these events.
     Poll(u16),
     /// Until it can be done, which one of these events may mean.
     Attempt(u16),
+    /// After the one before it.
+    Follow,
 }
 
 #[derive(Debug)]
@@ -188,6 +219,15 @@ enum Vectors {
 impl Deref for Vectors {
     type Target = [iovec];
     fn deref(&self) -> &[iovec] {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl DerefMut for Vectors {
+    fn deref_mut(&mut self) -> &mut [iovec] {
         match self {
             Self::One(one) => one,
             Self::Many(many) => many,
@@ -241,7 +281,7 @@ fn after(vectors: impl Iterator<Item = iovec>, mut skip: usize) -> Vectors {
 
 impl Op {
     fn new(work: Work) -> Self {
-        Self {
+        Self(Inner::Made(Box::new(Body {
             data: 0,
             timeout: None,
             to: None,
@@ -249,10 +289,43 @@ impl Op {
             unreaped: None,
             accepted: None,
             offload: false,
+            linked: false,
             progress: Progress::default(),
             watch: None,
             work,
+        })))
+    }
+
+    /// What it is; of one that was accepted that is elsewhere.
+    pub(crate) fn body(&self) -> Option<&Body> {
+        match &self.0 {
+            Inner::Made(body) => Some(body),
+            Inner::Accepted(_) => None,
         }
+    }
+
+    /// As [`body`](Self::body), to change it.
+    pub(crate) fn body_mut(&mut self) -> Option<&mut Body> {
+        match &mut self.0 {
+            Inner::Made(body) => Some(body),
+            Inner::Accepted(_) => None,
+        }
+    }
+
+    /// Takes it out of the caller's hands, and leaves its name there.
+    pub(crate) fn take(&mut self, name: Handle) -> Option<Box<Body>> {
+        match mem::replace(&mut self.0, Inner::Accepted(name)) {
+            Inner::Made(body) => Some(body),
+            Inner::Accepted(_) => None,
+        }
+    }
+
+    /// The same request with this changed.
+    fn with(mut self, change: impl FnOnce(&mut Body)) -> Self {
+        if let Some(body) = self.body_mut() {
+            change(body);
+        }
+        self
     }
 
     fn transfer(
@@ -372,30 +445,40 @@ impl Op {
         Self::transfer(file, Direction::Write, Memory::Many(bufs), offset)
     }
 
-    /// Makes durable what was written before, and completes with 0.
+    /// Completes with ETIME after `duration` from its submission, or a little later; with
+    /// ECANCELED if it is [cancelled](crate::Context::cancel) before. As a time limit,
+    /// which it is, of nothing: [`with_timeout`](Self::with_timeout) sets another one.
     ///
-    /// Requests are carried out in any order: *before* means that their
-    /// completions were reaped.
-    pub fn fsync(file: &File) -> Self {
-        Self::new(Work::Sync {
-            file: file.clone(),
-            data_only: false,
-        })
+    /// ```
+    /// use std::time::Duration;
+    /// use uaio::{Context, Errno, Op};
+    ///
+    /// let context = Context::new(1)?;
+    /// context.submit(&mut [Op::timeout(Duration::from_millis(5))])?;
+    ///
+    /// let mut events = Vec::new();
+    /// context.getevents(1, 1, None, &mut events)?;
+    /// assert_eq!(events[0].result, Err(Errno::ETIME));
+    /// # Ok::<(), Errno>(())
+    /// ```
+    pub fn timeout(duration: Duration) -> Self {
+        Self::new(Work::Timeout).with_timeout(duration)
     }
 
-    /// As [`fsync`](Self::fsync), without what is not needed to read the data
-    /// again.
-    pub fn fdatasync(file: &File) -> Self {
-        Self::new(Work::Sync {
-            file: file.clone(),
-            data_only: true,
-        })
+    pub(crate) fn call(call: Call) -> Self {
+        Self::new(Work::Call(call))
+    }
+
+    pub(crate) fn into_call(self) -> Option<Call> {
+        match self.into_work()? {
+            Work::Call(call) => Some(call),
+            _ => None,
+        }
     }
 
     /// The caller's own value, for its [`Completion`](crate::Completion).
-    pub fn data(mut self, data: u64) -> Self {
-        self.data = data;
-        self
+    pub fn data(self, data: u64) -> Self {
+        self.with(|body| body.data = data)
     }
 
     /// Ends the request with ETIME if it has not begun by then: after `timeout` from
@@ -418,9 +501,8 @@ impl Op {
     /// assert_eq!(events[0].result, Err(Errno::ETIME));
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        self.with(|body| body.timeout = Some(timeout))
     }
 
     /// Has the completion go to `asyncfd`, where it is [popped](AsyncFd::pop), instead
@@ -430,13 +512,14 @@ impl Op {
     /// that there is nothing. What comes back with the completion keeps its target. If
     /// that is closed meanwhile, the completion comes out of the context after all. (Raw
     /// requests have no target.)
-    pub fn to(mut self, asyncfd: &AsyncFd) -> Self {
-        self.to = Some(To {
-            ring: Arc::clone(asyncfd.ring()),
-            drive: Arc::downgrade(asyncfd.drive()),
-        });
-        self.notify = None;
-        self
+    pub fn to(self, asyncfd: &AsyncFd) -> Self {
+        self.with(|body| {
+            body.to = Some(To {
+                ring: Arc::clone(asyncfd.ring()),
+                drive: Arc::downgrade(asyncfd.drive()),
+            });
+            body.notify = None;
+        })
     }
 
     /// Has somebody told once the completion is in the context's ring.
@@ -444,10 +527,11 @@ impl Op {
     /// What comes back with the completion keeps it. A request is delivered
     /// [to](Self::to) an asyncfd or tells of its completion in the ring: what was said
     /// last. (Raw requests tell nobody.)
-    pub fn notify(mut self, notify: &Notify) -> Self {
-        self.notify = Some(notify.clone());
-        self.to = None;
-        self
+    pub fn notify(self, notify: &Notify) -> Self {
+        self.with(|body| {
+            body.notify = Some(notify.clone());
+            body.to = None;
+        })
     }
 
     #[cfg(test)]
@@ -455,43 +539,137 @@ impl Op {
         Self::new(Work::Panic)
     }
 
+    /// Opens it to be read, that late, and closes it.
+    #[cfg(test)]
+    pub(crate) fn open_late(path: std::path::PathBuf, late: Duration) -> Self {
+        Self::new(Work::OpenLate(path, late)).offload()
+    }
+
     /// Has a worker do it, without trying first whether it can be done at once. (But
     /// what has readiness never needs one.)
     ///
     /// For a submitter that has no time for copying from the page cache either.
-    pub fn offload(mut self) -> Self {
-        self.offload = true;
-        self
+    pub fn offload(self) -> Self {
+        self.with(|body| body.offload = true)
+    }
+
+    /// Has the next request of the same submission wait for this one: it begins when this
+    /// has succeeded, and ends with ECANCELED, and without effect, otherwise. With several
+    /// that are linked that makes a chain, to the first that is not, or the last one of the
+    /// submission.
+    ///
+    /// A read or a write at an offset that is short is no success; of others, whatever is
+    /// no error. A chain is accepted as a whole or not at all: EAGAIN if there is no room
+    /// for all of it. What is linked is not [for](Self::to) an asyncfd. A request that
+    /// waits for its turn is cancelled, or meets its time limit, when that has come; and it
+    /// is begun by a worker, so it waits for one that is free. (If a [source](Self::poll_source)
+    /// in the midst of a chain panics in the submission, what comes after it is refused.)
+    ///
+    /// ```
+    /// use uaio::{Context, Errno, File, Op};
+    ///
+    /// let file = File::new(tempfile::tempfile()?)?;
+    /// let context = Context::new(4)?;
+    /// let write = Op::pwrite(&file, b"written".to_vec(), 0).linked();
+    /// context.submit(&mut [write, Op::fsync(&file)])?;
+    /// let mut events = Vec::new();
+    /// context.getevents(2, 2, None, &mut events)?;
+    /// assert_eq!((events[0].result, events[1].result), (Ok(7), Ok(0)));
+    ///
+    /// // There is nothing to be read at the end.
+    /// let read = Op::pread(&file, vec![0; 1], 7).linked();
+    /// context.submit(&mut [read, Op::fsync(&file)])?;
+    /// context.getevents(2, 2, None, &mut events)?;
+    /// assert_eq!((events[2].result, events[3].result), (Ok(0), Err(Errno::ECANCELED)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn linked(self) -> Self {
+        self.with(|body| body.linked = true)
+    }
+
+    /// Has nothing wait for it: of a request that came back, and was [linked](Self::linked).
+    pub fn unlinked(self) -> Self {
+        self.with(|body| body.linked = false)
     }
 
     /// What [`submit`](crate::Context::submit) left here of a request that it
     /// accepted: its name. `None` if it was not submitted, or refused.
     pub fn handle(&self) -> Option<Handle> {
-        match self.work {
-            Work::Accepted(handle) => Some(handle),
-            _ => None,
+        match self.0 {
+            Inner::Accepted(handle) => Some(handle),
+            Inner::Made(_) => None,
+        }
+    }
+
+    /// Where in the file it reads or writes, from now on: for a request that came back,
+    /// to be submitted again. Of a stream's and of others nothing changes.
+    ///
+    /// ```
+    /// use uaio::{Context, File, Op};
+    ///
+    /// # let file = tempfile::tempfile()?;
+    /// # std::os::unix::fs::FileExt::write_all_at(&file, b"abcd", 0)?;
+    /// let context = Context::new(1)?;
+    /// let mut ops = [Op::pread(&File::new(file)?, vec![0; 2], 0)];
+    /// let mut events = Vec::new();
+    /// for (offset, expected) in [(0, b"ab"), (2, b"cd"), (1, b"bc")] {
+    ///     ops[0].set_offset(offset);
+    ///     context.submit(&mut ops)?;
+    ///     context.getevents(1, 1, None, &mut events)?;
+    ///     let done = events.remove(0);
+    ///     assert_eq!(done.op.buf(), expected);
+    ///     ops[0] = done.op;
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn set_offset(&mut self, to: u64) {
+        if let Some(body) = self.body_mut()
+            && let Work::Transfer(Transfer {
+                offset: Some(offset),
+                ..
+            }) = &mut body.work
+        {
+            *offset = to;
         }
     }
 
     /// The buffer of a read or a write with one; of others an empty one.
-    pub fn into_buf(self) -> Vec<u8> {
-        match self.work {
-            Work::Transfer(Transfer {
+    pub fn buf(&self) -> &[u8] {
+        match self.body().map(|body| &body.work) {
+            Some(Work::Transfer(Transfer {
                 memory: Memory::One(buf),
                 ..
-            }) => buf,
+            })) => buf,
+            _ => &[],
+        }
+    }
+
+    /// As [`buf`](Self::buf), to keep.
+    pub fn into_buf(self) -> Vec<u8> {
+        match self.into_work() {
+            Some(Work::Transfer(Transfer {
+                memory: Memory::One(buf),
+                ..
+            })) => buf,
             _ => Vec::new(),
         }
     }
 
     /// The buffers of a read or a write with several; of others none.
     pub fn into_bufs(self) -> Vec<Vec<u8>> {
-        match self.work {
-            Work::Transfer(Transfer {
+        match self.into_work() {
+            Some(Work::Transfer(Transfer {
                 memory: Memory::Many(bufs),
                 ..
-            }) => bufs,
+            })) => bufs,
             _ => Vec::new(),
+        }
+    }
+
+    fn into_work(self) -> Option<Work> {
+        match self.0 {
+            Inner::Made(body) => Some(body.work),
+            Inner::Accepted(_) => None,
         }
     }
 }
@@ -510,33 +688,39 @@ impl Op {
         let offset = (!stream).then_some(offset);
         Self::transfer(file, direction, Memory::Raw(RawMemory(vectors)), offset)
     }
+}
 
-    /// What the caller gets back: of a raw request its name, lest safe code
-    /// submit it again.
-    pub(crate) fn give_back(mut self, handle: Handle) -> Self {
-        self.watch = None;
-        self.unreaped = None;
-        match &self.work {
-            Work::Sync { file, .. }
-            | Work::Transfer(Transfer { file, .. })
-            | Work::Poll {
-                source: Polled::File(file),
-                ..
-            } if file.is_raw() => Self::accepted(handle),
-            _ => self,
-        }
+impl From<Box<Body>> for Op {
+    fn from(body: Box<Body>) -> Self {
+        Self(Inner::Made(body))
     }
 }
 
 /// What the context does with a request.
-impl Op {
+impl Body {
+    /// What the caller gets back: of a raw request its name, lest safe code
+    /// submit it again.
+    pub(crate) fn give_back(mut self: Box<Self>, handle: Handle) -> Op {
+        self.watch = None;
+        self.unreaped = None;
+        match &self.work {
+            Work::Call(call) if call.is_raw() => Op(Inner::Accepted(handle)),
+            Work::Transfer(Transfer { file, .. })
+            | Work::Poll {
+                source: Polled::File(file),
+                ..
+            } if file.is_raw() => Op(Inner::Accepted(handle)),
+            _ => self.into(),
+        }
+    }
+
     /// # Errors
     ///
     /// EINVAL when the request makes no sense, or whom it tells is gone. EBADFD: its
     /// target is closed.
     pub(crate) fn check(&self, drive: &Arc<Drive>) -> Result<(), Errno> {
         if let Some(to) = &self.to {
-            if self.data == 0 || to.drive.as_ptr() != Arc::as_ptr(drive) {
+            if self.linked || self.data == 0 || to.drive.as_ptr() != Arc::as_ptr(drive) {
                 return Err(Errno::EINVAL);
             }
             if to.ring.is_closed() {
@@ -547,23 +731,35 @@ impl Op {
             notify.check()?;
         }
         let sensible = match &self.work {
-            Work::Nop | Work::Sync { .. } => true,
+            Work::Nop | Work::Timeout => true,
+            Work::Call(call) => call.is_sensible(),
             // What there is no such event for will never be.
             Work::Poll { events, .. } => events & !EVENTS == 0,
             Work::Transfer(Transfer { offset, memory, .. }) => {
                 let few = !matches!(memory, Memory::Many(bufs) if bufs.len() > IOV_MAX);
                 few && offset.is_none_or(|offset| i64::try_from(offset).is_ok())
             }
-            Work::Accepted(_) => false,
             #[cfg(test)]
-            Work::Panic => true,
+            Work::Panic | Work::OpenLate(..) => true,
         };
         if sensible { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
-    /// Whether it says where its completion goes, or whom it tells.
+    /// Whether it says where its completion goes, whom it tells, or what follows it.
     pub(crate) fn is_delivered(&self) -> bool {
-        self.to.is_some() || self.notify.is_some()
+        self.to.is_some() || self.notify.is_some() || self.linked
+    }
+
+    /// What it comes to if it succeeds, or more.
+    pub(crate) fn at_least(&self) -> i64 {
+        match &self.work {
+            Work::Transfer(Transfer {
+                memory,
+                offset: Some(_),
+                ..
+            }) => memory.len() as i64,
+            _ => 0,
+        }
     }
 
     /// Whether somebody has to drive for it, until it is taken out.
@@ -571,27 +767,22 @@ impl Op {
         self.progress.handed_off && (self.watch.is_some() || self.timeout.is_some())
     }
 
-    /// Takes the request out of the caller's hands.
-    pub(crate) fn take(&mut self) -> Self {
-        let mut op = mem::replace(self, Self::nop());
-        op.progress = Progress::default();
-        op
-    }
-
-    /// The same of one that has begun.
-    pub(crate) fn take_begun(&mut self) -> Self {
-        mem::replace(self, Self::nop())
+    /// Makes it as if it had never been submitted.
+    pub(crate) fn renew(&mut self) {
+        self.progress = Progress::default();
+        if let Work::Call(call) = &mut self.work {
+            call.renew();
+        }
     }
 
     /// As it is given back to who is called.
-    pub(crate) fn ended(mut self) -> Self {
+    pub(crate) fn ended(mut self: Box<Self>) -> Op {
         self.watch = None;
-        self
+        self.into()
     }
 
-    /// What is left there instead: its name.
-    pub(crate) fn accepted(handle: Handle) -> Self {
-        Self::new(Work::Accepted(handle))
+    pub(crate) fn is_handed_off(&self) -> bool {
+        self.progress.handed_off
     }
 
     pub(crate) fn progress(&mut self) -> &mut Progress {
@@ -603,6 +794,8 @@ impl Op {
     /// # Errors
     ///
     /// The request cannot be carried out, and had no effect.
+    // Inlined, as what it calls is, down to the system call: see `sys::transfer`.
+    #[inline(always)]
     pub(crate) fn begin(&mut self, epoll: &Arc<Epoll>) -> Result<Course, Errno> {
         let offload = self.offload;
         let now = match &mut self.work {
@@ -635,34 +828,45 @@ impl Op {
                 }
                 _ if offload => None,
                 Way::Inline => Some(self.run()),
-                Way::Nowait if transfer.offset.is_some() => {
+                Way::Nowait if transfer.offset.is_some() && transfer.is_worth_trying() => {
                     transfer.attempt(&mut self.progress.done)
                 }
                 _ => None,
             },
+            Work::Timeout => return Ok(Course::Wait),
             _ if offload => None,
-            Work::Sync { file, .. } if !file.access().is_inline() => None,
+            Work::Call(call) if !call.is_inline() => None,
             _ => Some(self.run()),
         };
         Ok(now.map_or(Course::Work, Course::Done))
     }
 
+    /// Whether carrying it out may wait for somebody else, and is EINTR when a signal ends
+    /// that. (Transfers of files may not end early.)
+    pub(crate) fn is_interruptible(&self) -> bool {
+        match &self.work {
+            #[cfg(test)]
+            Work::OpenLate(..) => true,
+            Work::Call(call) => call.is_interruptible(),
+            _ => false,
+        }
+    }
+
     /// Does the rest, waiting as long as it takes.
     pub(crate) fn run(&mut self) -> Result<usize, Errno> {
         match &mut self.work {
-            // Polls are not carried out, but waited for.
-            Work::Nop | Work::Accepted(_) | Work::Poll { .. } => Ok(0),
+            // Polls and timeouts are not carried out, but waited for.
+            Work::Nop | Work::Poll { .. } | Work::Timeout => Ok(0),
             #[cfg(test)]
             Work::Panic => panic!("on purpose"),
-            Work::Sync { file, data_only } => {
-                let sync = if *data_only {
-                    rustix::fs::fdatasync
-                } else {
-                    rustix::fs::fsync
-                };
-                rustix::io::retry_on_intr(|| sync(file.as_fd()))
-                    .map(|()| 0)
-                    .map_err(sys::errno)
+            Work::Call(call) => call.run(),
+            #[cfg(test)]
+            Work::OpenLate(path, late) => {
+                use rustix::fs::{Mode, OFlags};
+                // No signal ends that.
+                std::thread::sleep(*late);
+                let opened = rustix::fs::open(&*path, OFlags::RDONLY, Mode::empty());
+                opened.map(|_| 0).map_err(sys::errno)
             }
             Work::Transfer(transfer) => {
                 let done = self.progress.done;
@@ -688,27 +892,46 @@ fn ready_for(file: &File, events: u16) -> Option<u16> {
 
 impl Transfer {
     /// One system call for what remains after `done` bytes.
+    #[inline(always)]
     fn go_on(&mut self, done: usize, nowait: bool) -> Result<usize, Errno> {
-        let rest = self.memory.rest(done);
+        let mut rest = self.memory.rest(done);
         // Only what was transferred is added, so this stays in range.
         let offset = self.offset.map(|offset| offset as i64 + done as i64);
         // SAFETY: the vectors are of buffers that the request owns, borrowed
         // exclusively here; or promised to it by the contract of raw submission.
-        unsafe { sys::transfer(self.file.as_fd(), self.direction, &rest, offset, nowait) }
+        unsafe { sys::transfer(self.file.as_fd(), self.direction, &mut rest, offset, nowait) }
     }
 
     /// As much as can be had of a stream; EAGAIN if that is nothing.
     fn attempt_stream(&mut self, trial: Trial) -> Result<usize, Errno> {
-        let all = self.memory.rest(0);
+        let mut all = self.memory.rest(0);
         // SAFETY: as in `go_on`.
-        unsafe { self.file.attempt(self.direction, &all, trial) }
+        unsafe { self.file.attempt(self.direction, &mut all, trial) }
+    }
+
+    /// As far as the last attempts tell.
+    #[inline]
+    fn is_worth_trying(&self) -> bool {
+        self.file.access().attempts(self.direction).is_worthwhile()
     }
 
     /// Goes on without blocking as long as that brings anything.
     ///
     /// Reports no error: whatever it is, a plain call by a worker tells the
     /// truth.
+    #[inline(always)]
     fn attempt(&mut self, done: &mut usize) -> Option<Result<usize, Errno>> {
+        let result = self.try_to_go_on(done);
+        let attempts = self.file.access().attempts(self.direction);
+        match *done {
+            0 if result.is_none() => attempts.failed(),
+            _ => attempts.succeeded(),
+        }
+        result
+    }
+
+    #[inline(always)]
+    fn try_to_go_on(&mut self, done: &mut usize) -> Option<Result<usize, Errno>> {
         let len = self.memory.len();
         loop {
             match self.go_on(*done, true) {
@@ -743,7 +966,7 @@ impl Transfer {
 /// What a request waits for.
 // SAFETY: a watch is kept by the request, and has the queue; a source is kept by it,
 // too. An attempt changes neither.
-unsafe impl Source for Op {
+unsafe impl Source for Box<Body> {
     fn heads(&self, visit: &mut dyn FnMut(&WaitQueue)) {
         match (&self.work, &self.watch) {
             (

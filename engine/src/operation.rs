@@ -4,8 +4,9 @@ use std::{
     error, fmt,
     future::Future,
     io,
+    mem::ManuallyDrop,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
@@ -47,7 +48,26 @@ pub(crate) type Awaited = operation::Operation<Lead>;
 /// keep the context from that, and may outlive it.
 #[must_use = "dropping it cancels the request"]
 pub struct Operation {
-    awaited: Awaited,
+    awaited: ManuallyDrop<Awaited>,
+    pool: Weak<Pool>,
+}
+
+impl Operation {
+    /// In a [forked](crate::Context#fork) process.
+    fn is_copy(&self) -> bool {
+        self.pool.upgrade().is_some_and(|pool| pool.is_copy())
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        // A copy may be linked into what it waits for, or in the hands of a thread that is
+        // not there. Nobody comes across it any more: it is left as it is.
+        if !self.is_copy() {
+            // SAFETY: it is not used any more.
+            unsafe { ManuallyDrop::drop(&mut self.awaited) };
+        }
+    }
 }
 
 impl fmt::Debug for Operation {
@@ -57,8 +77,11 @@ impl fmt::Debug for Operation {
 }
 
 impl Operation {
-    pub(crate) fn new(awaited: Awaited) -> Self {
-        Self { awaited }
+    pub(crate) fn new(awaited: Awaited, pool: &Arc<Pool>) -> Self {
+        Self {
+            awaited: ManuallyDrop::new(awaited),
+            pool: Arc::downgrade(pool),
+        }
     }
 }
 
@@ -69,8 +92,11 @@ impl Future for Operation {
     ///
     /// When it has resolved before.
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Completion> {
+        if self.is_copy() {
+            return Poll::Pending;
+        }
         // SAFETY: structural: it is never moved out.
-        let awaited = unsafe { self.map_unchecked_mut(|this| &mut this.awaited) };
+        let awaited = unsafe { self.map_unchecked_mut(|this| &mut *this.awaited) };
         awaited.poll(task).map(|done| {
             let done = done.expect("an operation is polled after it has resolved");
             completion(done)

@@ -1,34 +1,41 @@
 //! What is queued, and the workers that carry it out.
 //!
-//! # Nothing is stranded
+//! Who is called when, and that nothing is left lying, is decided by the core's
+//! [dispatch](uaio_core::dispatch): creation starts the least of the workers or fails,
+//! they leave at the end only, and a submission wakes or starts one, however many
+//! requests it queues.
 //!
-//! Creation starts the first worker or fails, and the last one never leaves, so
-//! a queued request is taken sooner or later even if no other worker can be
-//! started. To have it taken *soon*, whoever leaves the queue non-empty calls
-//! [`Pool::call`]: a submitter after it has queued its requests, a worker after
-//! it has taken one. That wakes one idle worker, or starts one where none is
-//! idle; which in turn calls the next. So a submission wakes one worker however
-//! many requests it queues.
+//! # Names
 //!
-//! # Who ends a queued request
-//!
-//! The queue holds names. Cancelling claims the request in the core and leaves
-//! the name behind; the worker that comes across it finds that it is not to be
-//! had. Names without requests are swept out before there are more of them than
-//! requests.
+//! The queue holds names. Cancelling claims the request in the core and leaves the name
+//! behind; the worker that comes across it finds that it is not to be had. A name that is
+//! queued is that of another request than the one to be queued, and there are as many
+//! places as requests at least: so if there is no place, some name is dead. Then
+//! whoever queues takes names out at the front, and puts those that are alive back at
+//! the end, until a dead one was among them. As there are about twice as many places,
+//! that is two names for each that died. (Where a submitter is stopped just before it
+//! fills the first place, nothing can be taken. Who then finds no place does not wait for
+//! it: the request ends with EAGAIN, and no effect.)
 //!
 //! # The end
 //!
-//! Requests are armed under the queue's lock, and not after the pool is closed.
-//! So once [`Pool::close`] has emptied the queue, the core's destruction finds
-//! none that it could cancel without asking how far it got.
+//! Whoever has a name in hand is counted: between arming the request and leaving its
+//! name in the queue, and between taking the name and starting the request. Closing lets
+//! nobody in any more, and waits for those. Then all names are in the queue, nobody else
+//! takes any, and their requests are ended here. So the core's destruction, which comes
+//! next, finds none that it could cancel without asking how far it got. (What was left, to
+//! [follow](crate::chain) another one, and whose turn comes only then, is ended by who
+//! completes that.)
 
 use std::{
     collections::VecDeque,
+    fmt, io, mem,
+    num::NonZero,
     ops::RangeInclusive,
+    os::raw::c_int,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -37,47 +44,167 @@ use uaio_core::{
     Errno,
     context::{self, Handle},
     delivery::All,
+    dispatch::{Called, Dispatch, Next, Starting, Task},
+    life::Life,
     poll::Heads,
-    request::{Miss, Phase},
+    request::{Generation, Miss, Phase},
     ring, slots,
 };
 
 use crate::{
     asyncfd::Ring,
-    drive::{Drive, Due},
+    drive::{Drive, Due, block_on, block_on_until, own_waker},
+    interrupt::Interrupts,
     notify::Told,
-    op::Op,
+    op::Body,
     sys::{SignalsBlocked, lock},
 };
 
-pub(crate) type Slots = slots::Boxed<Op, Heads, All<Arc<Ring>, Told>>;
+pub(crate) type Slots = slots::Boxed<Box<Body>, Heads, All<Arc<Ring>, Told>>;
 pub(crate) type Core = context::Context<ring::Boxed, Slots>;
 pub(crate) type Claim<'c> = context::Claim<'c, ring::Boxed, Slots>;
 pub(crate) type Request<'c> = context::Request<'c, ring::Boxed, Slots>;
 pub(crate) type Reservation<'c> = context::Reservation<'c, ring::Boxed, Slots>;
 type Running<'c> = context::Running<'c, ring::Boxed, Slots>;
 
-/// How long a worker that is not needed stays.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How soon who ends the context interrupts its workers again.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(1);
+/// There are places for so many names at least.
+const PLACES: usize = 256;
+
+/// What a thread is to do.
+pub(crate) type ThreadMain = Box<dyn FnOnce() + Send>;
+
+/// How threads are started.
+#[derive(Clone)]
+pub(crate) struct Spawner(
+    pub(crate) Arc<dyn Fn(thread::Builder, ThreadMain) -> io::Result<JoinHandle<()>> + Send + Sync>,
+);
+
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawner").finish_non_exhaustive()
+    }
+}
+
+/// What workers there are.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// None: as many as are good for the number of processors.
+    pub(crate) workers: Option<RangeInclusive<usize>>,
+    /// How long one that is not needed stays.
+    pub(crate) patience: Duration,
+    pub(crate) spawner: Spawner,
+    /// What workers are interrupted by.
+    pub(crate) signo: Option<c_int>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            patience: Duration::from_secs(5),
+            spawner: Spawner(Arc::new(thread::Builder::spawn)),
+            signo: None,
+        }
+    }
+}
+
+/// They wait, most of the time, for devices: there can be more of them than processors,
+/// and a disk wants several requests at once however few processors there are. But each
+/// has a stack, and no device becomes faster by hundreds.
+fn default_workers(processors: usize) -> RangeInclusive<usize> {
+    1..=processors.saturating_mul(4).clamp(8, 256)
+}
 
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) core: Pin<Box<Core>>,
     pub(crate) drive: Arc<Drive>,
-    workers: RangeInclusive<usize>,
-    state: Mutex<State>,
-    work: Condvar,
-    /// Locked after `state`, if both.
+    pub(crate) interrupts: Interrupts,
+    dispatch: Dispatch<ring::Boxed>,
+    /// Those who have names in hand.
+    hands: Life,
+    least: usize,
+    patience: Duration,
+    spawner: Spawner,
+    /// Locked by who has started one, or joins it.
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Locked by who ends it: the others wait for that.
+    ending: Mutex<()>,
+    /// What is to be ended by who is just ending what comes before it in its chain.
+    /// Locked to be looked at.
+    pub(crate) left: Mutex<Option<Vec<(Handle, Errno)>>>,
 }
 
+/// A request's name, as the queue has it.
+fn name(handle: Handle) -> Task {
+    [handle.index() as u64, handle.generation().get()]
+}
+
+fn handle([index, generation]: Task) -> Handle {
+    Handle::from_parts(index as u32, Generation::new(generation))
+}
+
+/// Who has names in hand: closing waits until it is dropped.
 #[derive(Debug)]
-struct State {
-    queue: VecDeque<Handle>,
-    workers: usize,
-    /// Those that wait for work, perhaps called already.
-    idle: usize,
-    closed: bool,
+struct Hand<'p>(&'p Life);
+
+impl Drop for Hand<'_> {
+    fn drop(&mut self) {
+        self.0.put(1);
+    }
+}
+
+/// One who queues. When it is dropped, somebody is called.
+#[derive(Debug)]
+pub(crate) struct Queuing<'p> {
+    pool: &'p Arc<Pool>,
+    /// None: it is over.
+    hand: Option<Hand<'p>>,
+}
+
+impl Queuing<'_> {
+    /// Accepts a request and queues it.
+    pub(crate) fn queue(&self, request: Request<'_>) -> Handle {
+        if self.hand.is_none() {
+            let claim = request.claim();
+            let handle = claim.handle();
+            end(claim, Errno::ECANCELED);
+            return handle;
+        }
+        let handle = request.arm();
+        self.pool.leave_name(name(handle));
+        handle
+    }
+}
+
+impl Drop for Queuing<'_> {
+    fn drop(&mut self) {
+        if self.hand.is_some() {
+            self.pool.call();
+        }
+    }
+}
+
+/// A worker that is to be started, and what it works for.
+struct Hired {
+    /// Of the pool below: dropped before that.
+    starting: Starting<'static, ring::Boxed>,
+    pool: Arc<Pool>,
+}
+
+impl Hired {
+    fn new(pool: &Arc<Pool>, starting: Starting<'_, ring::Boxed>) -> Self {
+        // SAFETY: only the lifetime differs. What it borrows is in the pool, which is on
+        // the heap, and there as long as `pool`: that goes after it if this is dropped,
+        // and outlives the worker's life if this is taken apart for that.
+        let starting = unsafe {
+            mem::transmute::<Starting<'_, ring::Boxed>, Starting<'static, ring::Boxed>>(starting)
+        };
+        let pool = Arc::clone(pool);
+        Self { starting, pool }
+    }
 }
 
 impl Pool {
@@ -85,30 +212,35 @@ impl Pool {
     ///
     /// EINVAL for a capacity or a range of workers that cannot be; EAGAIN, or
     /// what the system said, when a worker cannot be started, or no descriptor had.
-    pub(crate) fn new(capacity: usize, workers: RangeInclusive<usize>) -> Result<Arc<Self>, Errno> {
-        if workers.is_empty() || *workers.start() == 0 {
-            return Err(Errno::EINVAL);
-        }
+    pub(crate) fn new(capacity: usize, config: Config) -> Result<Arc<Self>, Errno> {
+        let workers = config.workers.unwrap_or_else(|| {
+            default_workers(thread::available_parallelism().map_or(1, NonZero::get))
+        });
+        let number = |n: usize| u32::try_from(n).map_err(|_| Errno::EINVAL);
+        let places = capacity.saturating_mul(2).clamp(PLACES, ring::MAX_EVENTS);
+        let drive = Drive::new()?;
         let pool = Arc::new(Self {
             core: Box::pin(Core::new(
                 ring::Boxed::native(capacity)?,
                 Slots::new(capacity)?,
             )?),
-            drive: Drive::new()?,
-            workers,
-            state: Mutex::new(State {
-                queue: VecDeque::with_capacity(2 * capacity),
-                workers: 0,
-                idle: 0,
-                closed: false,
-            }),
-            work: Condvar::new(),
+            interrupts: Interrupts::new(config.signo, &drive)?,
+            drive,
+            dispatch: Dispatch::new(
+                ring::Boxed::native(places)?,
+                number(*workers.start())?..=number(*workers.end())?,
+            )?,
+            hands: Life::new(),
+            least: *workers.start(),
+            patience: config.patience,
+            spawner: config.spawner,
             threads: Mutex::new(Vec::new()),
+            ending: Mutex::new(()),
+            left: Mutex::default(),
         });
-        for _ in 0..*pool.workers.start() {
-            let started = pool.start_worker(&mut lock(&pool.state));
-            if let Err(errno) = started {
-                pool.close();
+        while let Some(starting) = pool.dispatch.start() {
+            if let Err(errno) = pool.hire(starting) {
+                pool.close(&pool.ending());
                 pool.join();
                 return Err(errno);
             }
@@ -116,59 +248,160 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Accepts a request and queues it. To be followed by a [`call`](Self::call).
-    pub(crate) fn queue(&self, request: Request<'_>) -> Handle {
-        let mut state = lock(&self.state);
-        if state.closed {
-            drop(state);
-            let claim = request.claim();
-            let handle = claim.handle();
-            end(claim, Errno::ECANCELED);
-            return handle;
-        }
-        if state.queue.len() >= 2 * self.core.capacity() {
-            let armed = |&handle: &Handle| self.core.phase(handle) == Some(Phase::Armed);
-            state.queue.retain(armed);
-        }
-        let handle = request.arm();
-        state.queue.push_back(handle);
-        handle
+    /// Whether this is a copy in a process that was forked since, where it is of no use:
+    /// its threads are not there, and may have had its locks.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.drive.epoll.is_copy()
     }
 
-    /// Has somebody look at the queue, if there is anything in it.
-    pub(crate) fn call(self: &Arc<Self>) {
-        self.call_locked(&mut lock(&self.state));
+    /// Of a copy: closes its descriptors, and leaves all else as it is.
+    ///
+    /// # Safety
+    ///
+    /// It is one, and this is not called again.
+    pub(crate) unsafe fn abandon(self: &Arc<Self>) {
+        mem::forget(Arc::clone(self));
+        // SAFETY: by the contract; and as it is forgotten, the pool is never dropped, and
+        // has it.
+        unsafe { self.drive.epoll.close_copy() };
     }
 
-    fn call_locked(self: &Arc<Self>, state: &mut State) {
-        if state.queue.is_empty() {
-        } else if state.idle > 0 {
-            self.work.notify_one();
-        } else if state.workers < *self.workers.end() {
+    /// For who has requests to queue.
+    pub(crate) fn queuing(self: &Arc<Self>) -> Queuing<'_> {
+        Queuing {
+            pool: self,
+            hand: self.hand(),
+        }
+    }
+
+    fn hand(&self) -> Option<Hand<'_>> {
+        self.hands.try_get(1).ok().map(|()| Hand(&self.hands))
+    }
+
+    /// Queues a name, of who is counted.
+    fn leave_name(self: &Arc<Self>, name: Task) {
+        if self.dispatch.push(&[name]).is_err() {
+            self.push_for_a_dead_one(name);
+        }
+    }
+
+    /// There is no place: takes a dead name's.
+    #[cold]
+    fn push_for_a_dead_one(self: &Arc<Self>, name: Task) {
+        let mut held = VecDeque::from([name]);
+        let mut nothing = 0;
+        while let Some(first) = held.front() {
+            if self.dispatch.push(&[*first]).is_ok() {
+                held.pop_front();
+                continue;
+            }
+            match self.dispatch.take() {
+                Some(other) => {
+                    nothing = 0;
+                    if self.is_queued(other) {
+                        held.push_back(other);
+                    }
+                }
+                // By now there is a place.
+                None if nothing == 0 => nothing += 1,
+                // Or somebody is stopped who is about to fill the first one, and is not
+                // to be waited for.
+                None => {
+                    for name in held.drain(..) {
+                        self.end_queued(name, Errno::EAGAIN);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Early: it was left, to be begun.
+    fn is_queued(&self, name: Task) -> bool {
+        matches!(
+            self.core.phase(handle(name)),
+            Some(Phase::Armed | Phase::Early)
+        )
+    }
+
+    /// Queues a request that was left, unless it is over.
+    pub(crate) fn queue_left(self: &Arc<Self>, left: Handle) -> bool {
+        let Some(hand) = self.hand() else {
+            return false;
+        };
+        self.leave_name(name(left));
+        self.call();
+        // Who ends the pool waits for a worker that is just being started, too.
+        drop(hand);
+        true
+    }
+
+    /// Ends the request of this name, unless it is over.
+    fn end_queued(self: &Arc<Self>, name: Task, why: Errno) {
+        match self.core.claim(handle(name)) {
+            Ok(claim) => end(claim, why),
+            // Its name is ours, so nobody runs it: it was left.
+            Err(Miss::Busy) => self.end_left(handle(name), why),
+            Err(Miss::Late | Miss::Gone) => {}
+        }
+    }
+
+    /// Takes over the request of this name, unless it is over.
+    fn start(self: &Arc<Self>, name: Task) -> Option<Running<'_>> {
+        let mut next = handle(name);
+        match self.core.start(next) {
+            Ok(running) => return Some(running),
+            Err(Miss::Busy) => {
+                // SAFETY: its name is ours, so nobody runs it: it was left, to whoever
+                // comes across that.
+                let early = unsafe { self.core.early(next) };
+                next = self.begin_left(early)?;
+            }
+            Err(Miss::Late | Miss::Gone) => return None,
+        }
+        self.core.start(next).ok()
+    }
+
+    fn call(self: &Arc<Self>) {
+        match self.dispatch.call() {
+            Called::Done => {}
             // If it cannot be started, those there are will come to it.
-            let _ = self.start_worker(state);
+            Called::Start(starting) => _ = self.hire(starting),
+            // The workers have left: it is over.
+            Called::Take => self.end_all_queued(),
         }
     }
 
-    fn start_worker(self: &Arc<Self>, state: &mut State) -> Result<(), Errno> {
-        self.start("uaio-worker", Self::work)?;
-        state.workers += 1;
-        Ok(())
+    fn end_all_queued(self: &Arc<Self>) {
+        while let Some(name) = self.dispatch.take() {
+            self.end_queued(name, Errno::ECANCELED);
+        }
     }
 
-    fn start(self: &Arc<Self>, name: &str, life: fn(&Arc<Self>)) -> Result<(), Errno> {
-        let pool = Arc::clone(self);
+    fn hire(self: &Arc<Self>, starting: Starting<'_, ring::Boxed>) -> Result<(), Errno> {
+        // In a box, or its reference would be an argument of what drops the pool.
+        let hired = Box::new(Hired::new(self, starting));
+        self.spawn("uaio-worker", move || {
+            let Hired { starting, pool } = *hired;
+            pool.work(starting);
+        })
+    }
+
+    fn spawn(&self, name: &str, life: impl FnOnce() + Send + 'static) -> Result<(), Errno> {
+        let builder = thread::Builder::new()
+            .name(name.into())
+            .stack_size(256 << 10);
         let started = {
             let _blocked = SignalsBlocked::new();
-            thread::Builder::new()
-                .name(name.into())
-                .stack_size(256 << 10)
-                .spawn(move || life(&pool))
+            catch_unwind(AssertUnwindSafe(|| {
+                (self.spawner.0)(builder, Box::new(life))
+            }))
         };
-        let thread = started.map_err(|error| {
-            let errno = error.raw_os_error().and_then(Errno::from_raw);
-            errno.unwrap_or(Errno::EAGAIN)
-        })?;
+        let number = |error: io::Error| error.raw_os_error().and_then(Errno::from_raw);
+        let thread = match started {
+            Ok(Ok(thread)) => thread,
+            Ok(Err(error)) => return Err(number(error).unwrap_or(Errno::EAGAIN)),
+            Err(_panic) => return Err(Errno::EAGAIN),
+        };
         let mut threads = lock(&self.threads);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);
@@ -183,8 +416,9 @@ impl Pool {
             return;
         };
         if self.drive.wants_driver() {
-            let drive = |pool: &Arc<Self>| pool.drive.run(&mut |due| pool.see_to(due));
-            if self.start("uaio-driver", drive).is_err() {
+            let pool = Arc::clone(self);
+            let drive = move || pool.drive.run(&mut |due| pool.see_to(due));
+            if self.spawn("uaio-driver", drive).is_err() {
                 self.drive.no_driver();
             }
         }
@@ -205,6 +439,7 @@ impl Pool {
             Due::Again => {
                 // How many are left it knows itself.
                 self.core.notify_again();
+                self.interrupts.again();
             }
         }
     }
@@ -222,39 +457,73 @@ impl Pool {
     }
 
     /// A worker's life.
-    fn work(self: &Arc<Self>) {
-        while let Some(running) = self.next() {
-            // A panic drops the running request, which then ends with EIO.
-            let _ = catch_unwind(AssertUnwindSafe(|| carry_out(running)));
+    fn work(self: &Arc<Self>, starting: Starting<'_, ring::Boxed>) {
+        let mut worker = starting.begin();
+        let waker = own_waker();
+        // None: it is over, and what is left in the queue is for who closes.
+        while let Some(hand) = self.hand() {
+            match worker.look() {
+                Next::Task(name, more) => {
+                    // What is begun here may be a source that panics. Then it ends with EIO.
+                    let started = catch_unwind(AssertUnwindSafe(|| self.start(name)));
+                    drop(hand);
+                    // Else it looks itself.
+                    if let Ok(Some(running)) = started {
+                        if let Some(more) = more {
+                            let _ = self.hire(more);
+                        }
+                        // A panic drops the running request, which then ends with EIO.
+                        let _ = catch_unwind(AssertUnwindSafe(|| self.carry_out(running)));
+                    }
+                }
+                Next::Idle => {
+                    drop(hand);
+                    let needed = self.dispatch.workers().0 <= self.least;
+                    let until = match needed {
+                        true => None,
+                        false => Instant::now().checked_add(self.patience),
+                    };
+                    if !block_on_until(pin!(worker.wait()), &waker, until) {
+                        worker = match worker.leave() {
+                            Ok(()) => return,
+                            Err(worker) => worker,
+                        };
+                    }
+                }
+                Next::Over => return,
+            }
         }
     }
 
-    /// Waits for work. `None`: the worker is to leave, and no longer counted.
-    fn next(self: &Arc<Self>) -> Option<Running<'_>> {
-        let mut state = lock(&self.state);
-        let mut patience = true;
-        loop {
-            while let Some(handle) = state.queue.pop_front() {
-                if let Ok(running) = self.core.start(handle) {
-                    self.call_locked(&mut state);
-                    return Some(running);
+    fn carry_out(&self, mut running: Running<'_>) {
+        // `None` cannot be: nobody takes the request out.
+        let run = |running: &mut Running<'_>| {
+            let result = running.with_payload(|body| body.run());
+            result.unwrap_or(Err(Errno::EIO))
+        };
+        let result = match running.with_payload(|op| op.is_interruptible()) {
+            Some(true) => {
+                let _entered = self.interrupts.enter(running.handle());
+                loop {
+                    // Re-check: who asked before did not find it on the list.
+                    if running.cancel_requested() {
+                        break Err(Errno::ECANCELED);
+                    }
+                    match run(&mut running) {
+                        Err(Errno::EINTR) => {}
+                        result => break result,
+                    }
                 }
             }
-            let needed = state.workers <= *self.workers.start();
-            if state.closed || !patience && !needed {
-                state.workers -= 1;
-                return None;
-            }
-            state.idle += 1;
-            state = if needed {
-                (self.work.wait(state)).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                let (state, timeout) = (self.work.wait_timeout(state, PATIENCE))
-                    .unwrap_or_else(PoisonError::into_inner);
-                patience = !timeout.timed_out();
-                state
-            };
-            state.idle -= 1;
+            _ => run(&mut running),
+        };
+        running.complete(as_result(result), 0);
+    }
+
+    /// Has who carries it out, and was asked to end, do so; if that is possible.
+    fn interrupt(self: &Arc<Self>, handle: Handle) {
+        if self.interrupts.interrupt(handle) {
+            self.attend();
         }
     }
 
@@ -263,7 +532,7 @@ impl Pool {
     /// # Errors
     ///
     /// See [`Context::cancel`](crate::Context::cancel).
-    pub(crate) fn cancel(&self, handle: Handle) -> Result<(), Errno> {
+    pub(crate) fn cancel(self: &Arc<Self>, handle: Handle) -> Result<(), Errno> {
         match self.core.claim(handle) {
             Ok(claim) => {
                 end(claim, Errno::ECANCELED);
@@ -271,7 +540,10 @@ impl Pool {
             }
             // Running: it is not Armed again, so nothing is cut short here.
             Err(Miss::Busy) => match self.core.cancel(handle)? {
-                context::Cancelled::Asked => Err(Errno::EINPROGRESS),
+                context::Cancelled::Asked => {
+                    self.interrupt(handle);
+                    Err(Errno::EINPROGRESS)
+                }
                 context::Cancelled::Done => Ok(()),
             },
             Err(Miss::Late) => Err(Errno::EALREADY),
@@ -279,34 +551,47 @@ impl Pool {
         }
     }
 
+    /// For who ends it. The others wait.
+    pub(crate) fn ending(&self) -> MutexGuard<'_, ()> {
+        lock(&self.ending)
+    }
+
     /// Ends what is queued, and has the workers leave when they are done.
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(self: &Arc<Self>, _: &MutexGuard<'_, ()>) {
         self.drive.close();
-        let queue = {
-            let mut state = lock(&self.state);
-            state.closed = true;
-            self.work.notify_all();
-            std::mem::take(&mut state.queue)
-        };
-        for handle in queue {
-            // Cancelled before, or ended now.
-            let _ = self.cancel(handle);
+        if self.hands.end() {
+            self.hands.put(1);
+        }
+        block_on(pin!(self.hands.idle()));
+        self.dispatch.close();
+        self.end_all_queued();
+    }
+
+    /// Ends the core. After [`close`](Self::close).
+    pub(crate) fn destroy(&self) {
+        let mut over = pin!(self.core.destroy(|_| {}));
+        let waker = own_waker();
+        loop {
+            // Nobody drives any more. (Who puts itself on the list now looks after that
+            // whether it is to end, and is.)
+            let until = self
+                .interrupts
+                .all()
+                .then(|| Instant::now() + INTERRUPT_AGAIN);
+            if block_on_until(over.as_mut(), &waker, until) {
+                return;
+            }
         }
     }
 
     /// Waits until the workers have left. After [`close`](Self::close).
     pub(crate) fn join(&self) {
-        // Others who wait for the same wait for this lock.
-        for thread in lock(&self.threads).drain(..) {
+        // One that is joined may have started another, and says so before it ends.
+        let next = || lock(&self.threads).pop();
+        while let Some(thread) = next() {
             let _ = thread.join();
         }
     }
-}
-
-fn carry_out(mut running: Running<'_>) {
-    // `None` cannot be: nobody takes the request out.
-    let result = running.with_payload(Op::run).unwrap_or(Err(Errno::EIO));
-    running.complete(as_result(result), 0);
 }
 
 /// Ends a request that nobody carries out any more, with the truth: what it did
@@ -337,14 +622,14 @@ pub(crate) fn as_result(result: Result<usize, Errno>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Context, File};
+    use crate::{Context, File, Op};
 
     #[test]
     fn a_panic_ends_its_request_and_no_other() {
         let context = Context::builder(8).workers(1..=1).build().unwrap();
         let mut ops = [Op::nop(), Op::panic(), Op::nop(), Op::panic(), Op::nop()];
         for (n, op) in ops.iter_mut().enumerate() {
-            *op = std::mem::replace(op, Op::nop()).data(n as u64).offload();
+            *op = mem::replace(op, Op::nop()).data(n as u64).offload();
         }
         assert_eq!(context.submit(&mut ops), Ok(5));
         let mut events = Vec::new();
@@ -358,33 +643,91 @@ mod tests {
         }
     }
 
+    /// With workers that are kept from their work.
     #[test]
-    fn names_without_requests_are_swept_out() {
-        const CAPACITY: usize = 4;
-        let pool = Pool::new(CAPACITY, 1..=1).unwrap();
-        // Once the worker waits and is not called, it takes nothing.
-        while lock(&pool.state).idle == 0 {
-            thread::yield_now();
+    fn names_without_requests_make_room() {
+        for capacity in [1, 2, PLACES, 2 * PLACES] {
+            let bodies = Arc::new(Mutex::new(Vec::<ThreadMain>::new()));
+            let keep = Arc::clone(&bodies);
+            let spawner = move |builder: thread::Builder, body| {
+                lock(&keep).push(body);
+                builder.spawn(|| {})
+            };
+            let config = Config {
+                workers: Some(1..=1),
+                spawner: Spawner(Arc::new(spawner)),
+                ..Config::default()
+            };
+            let pool = Pool::new(capacity, config).unwrap();
+            let submit = || {
+                let reservation = pool.core.reserve_one().unwrap();
+                let body = Op::nop().take(reservation.handle()).unwrap();
+                let request = reservation.fill(slots::Iocb::default(), body);
+                pool.queuing().queue(request)
+            };
+            // All but one stay, and are in the way of those that go.
+            let kept: Vec<_> = (1..capacity).map(|_| submit()).collect();
+            for _ in 0..10 * (PLACES + capacity) {
+                assert_eq!(pool.cancel(submit()), Ok(()));
+                assert_eq!(pool.core.reap(&mut [None]), Ok(1));
+            }
+            assert!((kept.iter()).all(|kept| pool.core.phase(*kept) == Some(Phase::Armed)));
+            let worker = thread::spawn(lock(&bodies).pop().unwrap());
+            let mut out: Vec<_> = (0..capacity).map(|_| None).collect();
+            let mut reaped = Vec::new();
+            while reaped.len() < kept.len() {
+                pool.core.reap(&mut out).unwrap();
+                reaped.extend(out.iter_mut().flat_map(Option::take));
+                thread::yield_now();
+            }
+            let by_index = |handle: &Handle| handle.index();
+            let mut reaped: Vec<_> = reaped.iter().map(|done| done.handle).collect();
+            reaped.sort_by_key(by_index);
+            let mut kept = kept;
+            kept.sort_by_key(by_index);
+            assert_eq!(reaped, kept);
+            pool.close(&pool.ending());
+            pool.join();
+            worker.join().unwrap();
+            assert_eq!(pool.core.reap(&mut out), Ok(0));
         }
-        let submit = || {
-            let reservation = pool.core.reserve_one().unwrap();
-            pool.queue(reservation.fill(slots::Iocb::default(), Op::nop()))
-        };
-        let kept = submit();
-        for _ in 0..100 {
-            assert_eq!(pool.cancel(submit()), Ok(()));
-            let mut out = [None];
-            assert_eq!(pool.core.reap(&mut out), Ok(1));
-            let state = lock(&pool.state);
-            assert!(state.queue.len() <= 2 * CAPACITY);
-            assert_eq!(state.queue.front(), Some(&kept));
+    }
+
+    #[test]
+    fn default_workers_are_enough_and_not_too_many() {
+        assert_eq!(default_workers(1), 1..=8);
+        assert_eq!(default_workers(256), 1..=256);
+        for processors in 1..=256 {
+            let most = *default_workers(processors).end();
+            assert!(most >= processors && (8..=256).contains(&most));
+            assert!(most <= 4 * processors.max(2));
         }
-        pool.call();
-        while pool.core.phase(kept) == Some(Phase::Armed) {
-            thread::yield_now();
-        }
-        pool.close();
-        pool.join();
+        assert_eq!(default_workers(usize::MAX), 1..=256);
+    }
+
+    /// The end is called while a request is being queued, of which some was done.
+    #[test]
+    fn what_was_done_before_the_end_is_told() {
+        let context = Context::builder(1).workers(1..=1).build().unwrap();
+        let pool = context.pool();
+        let queuing = pool.queuing();
+        let reservation = pool.core.reserve_one().unwrap();
+        let mut body = Op::nop().take(reservation.handle()).unwrap();
+        body.progress().done = 5;
+        let request = reservation.fill(slots::Iocb::default(), body);
+        thread::scope(|scope| {
+            scope.spawn(|| context.destroy());
+            while !pool.hands.has_ended() {
+                thread::yield_now();
+            }
+            // It has time to go on, if it does not wait.
+            thread::sleep(Duration::from_millis(10));
+            queuing.queue(request);
+            drop(queuing);
+        });
+        let mut events = Vec::new();
+        assert_eq!(context.getevents(1, 1, None, &mut events), Ok(1));
+        assert_eq!(events[0].result, Ok(5));
     }
 
     /// As many as there is work for, and no more; and they are called by each
@@ -400,7 +743,8 @@ mod tests {
         assert_eq!(context.submit(&mut ops), Ok(256));
         let mut events = Vec::new();
         assert_eq!(context.getevents(256, 256, None, &mut events), Ok(256));
-        let state = lock(&context.pool().state);
-        assert!((2..=MOST).contains(&state.workers), "{}", state.workers);
+        // Also those that have not begun yet.
+        let started = lock(&context.pool().threads).len();
+        assert!((2..=MOST).contains(&started), "{started}");
     }
 }

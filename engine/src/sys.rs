@@ -1,9 +1,11 @@
 //! System calls on memory that is given by address.
 
 use std::{
-    fs, io, mem,
+    fs,
+    io::{self, IoSlice, IoSliceMut},
+    mem,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    ptr,
+    ptr, slice,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,6 +13,9 @@ use libc::{c_int, c_long, iovec};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec},
     fs::{FileType, Mode, OFlags},
+    io::{ReadWriteFlags, retry_on_intr},
+    mm::{self, Advice, MapFlags, ProtFlags},
+    thread::Pid,
 };
 use uaio_core::{Errno, poll::event};
 
@@ -86,6 +91,16 @@ pub(crate) enum Trial {
     Nowait,
 }
 
+/// Whether a call may say that it must not wait.
+pub(crate) fn can_ask_not_to_wait() -> bool {
+    const NONE: c_int = -1;
+    let (nothing, flags) = (ptr::null::<iovec>(), libc::RWF_NOWAIT);
+    // SAFETY: no memory is passed.
+    let read = unsafe { libc::syscall(libc::SYS_preadv2, NONE, nothing, 0, 0, 0, flags) };
+    // There is no such file: so it was looked for.
+    checked(read).err() == Some(Errno::EBADF)
+}
+
 /// What a call returned, unless that says that it failed.
 fn checked(returned: c_long) -> Result<c_long, Errno> {
     if returned < 0 {
@@ -112,31 +127,45 @@ fn last_errno() -> Errno {
 ///
 /// Each vector's memory is valid, and nobody else's, for the time of the call:
 /// for writes when reading, for reads when writing.
+// Inlined, and so is what calls it, up to the loop of a submission: behind a system call
+// the processor predicts no return, since the kernel has used up what it knew of them.
+// The least return there costs more than all that this does.
+#[inline(always)]
 pub(crate) unsafe fn transfer(
     fd: BorrowedFd<'_>,
     direction: Direction,
-    vectors: &[iovec],
+    vectors: &mut [iovec],
     offset: Option<i64>,
     nowait: bool,
 ) -> Result<usize, Errno> {
-    let call = match (direction, offset, nowait) {
-        (Direction::Read, None, false) => libc::SYS_readv,
-        (Direction::Read, Some(_), false) => libc::SYS_preadv,
-        (Direction::Read, _, true) => libc::SYS_preadv2,
-        (Direction::Write, None, false) => libc::SYS_writev,
-        (Direction::Write, Some(_), false) => libc::SYS_pwritev,
-        (Direction::Write, _, true) => libc::SYS_pwritev2,
+    const NOWAIT: ReadWriteFlags = ReadWriteFlags::NOWAIT;
+    let n = vectors.len();
+    // What stands for the position.
+    let at = offset.map_or(u64::MAX, i64::cast_unsigned);
+    let moved = match direction {
+        Direction::Read => {
+            let vectors = vectors.as_mut_ptr().cast::<IoSliceMut<'_>>();
+            // SAFETY: of the same layout, as the type says, borrowed exclusively; their
+            // memory is the caller's promise.
+            let vectors = unsafe { slice::from_raw_parts_mut(vectors, n) };
+            retry_on_intr(|| match offset {
+                _ if nowait => rustix::io::preadv2(fd, vectors, at, NOWAIT),
+                Some(_) => rustix::io::preadv(fd, vectors, at),
+                None => rustix::io::readv(fd, vectors),
+            })
+        }
+        Direction::Write => {
+            let vectors = vectors.as_ptr().cast::<IoSlice<'_>>();
+            // SAFETY: as above.
+            let vectors = unsafe { slice::from_raw_parts(vectors, n) };
+            retry_on_intr(|| match offset {
+                _ if nowait => rustix::io::pwritev2(fd, vectors, at, NOWAIT),
+                Some(_) => rustix::io::pwritev(fd, vectors, at),
+                None => rustix::io::writev(fd, vectors),
+            })
+        }
     };
-    let fd = c_long::from(fd.as_raw_fd());
-    let (iov, n) = (vectors.as_ptr(), vectors.len());
-    // The offset's upper half, where a register holds only half of it.
-    const UPPER: c_long = 0;
-    let offset = offset.unwrap_or(-1);
-    let flags = c_long::from(libc::RWF_NOWAIT);
-    // SAFETY: `n` vectors are at `iov`, and their memory is the caller's promise.
-    // Bad values of any other kind are errors. A call does not look at the
-    // arguments that it does not have.
-    retry(|| unsafe { libc::syscall(call, fd, iov, n, offset, UPPER, flags) })
+    moved.map_err(errno)
 }
 
 /// Calls until no signal interrupts it.
@@ -182,6 +211,25 @@ pub(crate) unsafe fn message(
     })
 }
 
+/// Writes a range of a file to its device, or waits for that, as the flags say. The
+/// numbers are at most `i64::MAX`.
+pub(crate) fn sync_file_range(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    len: u64,
+    flags: u32,
+) -> rustix::io::Result<()> {
+    let (offset, len) = (offset.cast_signed(), len.cast_signed());
+    // SAFETY: no memory is passed.
+    match unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, flags) } {
+        0 => Ok(()),
+        _ => Err(
+            rustix::io::Errno::from_io_error(&io::Error::last_os_error())
+                .unwrap_or(rustix::io::Errno::IO),
+        ),
+    }
+}
+
 /// Of a stream that cannot be tried: asks whether it is ready, and then does what ought
 /// not to block; EAGAIN if it is not. It blocks if somebody else is faster.
 ///
@@ -191,7 +239,7 @@ pub(crate) unsafe fn message(
 pub(crate) unsafe fn when_ready(
     fd: BorrowedFd<'_>,
     direction: Direction,
-    vectors: &[iovec],
+    vectors: &mut [iovec],
 ) -> Result<usize, Errno> {
     if ready(fd) & (direction.event() | event::ERR | event::HUP) == 0 {
         return Err(Errno::EAGAIN);
@@ -205,7 +253,7 @@ pub(crate) unsafe fn when_ready(
     let mut one = [*first];
     if direction == Direction::Read {
         // SAFETY: the same promise.
-        return unsafe { transfer(fd, direction, &one, None, false) };
+        return unsafe { transfer(fd, direction, &mut one, None, false) };
     }
     if first.iov_len >= mem::size_of::<u64>()
         && let Some(count) = eventfd_count(fd)
@@ -217,7 +265,7 @@ pub(crate) unsafe fn when_ready(
             return Err(Errno::EAGAIN);
         }
         // SAFETY: the same promise.
-        return unsafe { transfer(fd, direction, &one, None, false) };
+        return unsafe { transfer(fd, direction, &mut one, None, false) };
     }
     // A message goes out whole.
     let Some(room) = ready_for(fd) else {
@@ -226,7 +274,7 @@ pub(crate) unsafe fn when_ready(
     };
     one[0].iov_len = first.iov_len.min(room);
     // SAFETY: the same promise; no more than there is.
-    unsafe { transfer(fd, direction, &one, None, false) }
+    unsafe { transfer(fd, direction, &mut one, None, false) }
 }
 
 /// How many bytes a stream of bytes takes when it is ready to be written; `None` if it
@@ -269,6 +317,76 @@ pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Option<OwnedFd> {
     same.then_some(other)
 }
 
+/// Tells a process from those that it forks. There, what threads share is a copy without
+/// the threads: locked perhaps by one that is not there, and with descriptors of what is
+/// the other process's still.
+///
+/// It is a word in a page of its own that the kernel clears in a forked process, which
+/// costs nobody a system call who asks. (Linux before 4.14 does not do that, and is not
+/// asked to; nor is one with vfork, which shares the memory.)
+#[derive(Debug)]
+pub(crate) struct Origin(*mut u64);
+
+// SAFETY: the memory is written by `new` only, and given back by `drop`.
+unsafe impl Send for Origin {}
+// SAFETY: as above.
+unsafe impl Sync for Origin {}
+
+/// As much as is mapped: a page, whatever its size is.
+const WORD: usize = size_of::<u64>();
+
+impl Origin {
+    /// The calling process.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub(crate) fn new() -> Result<Self, Errno> {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: new memory, where there is room for it.
+        let page = unsafe { mm::mmap_anonymous(ptr::null_mut(), WORD, protection, flags) };
+        let page = page.map_err(errno)?;
+        let this = Self(page.cast());
+        // SAFETY: mapped, writable, aligned to a page, and nobody else's yet.
+        unsafe { this.0.write(1) };
+        // An old kernel cannot: then a forked process is not told apart.
+        let _ = this.is_wiped();
+        Ok(this)
+    }
+
+    /// Has the kernel clear it, if it can.
+    pub(crate) fn is_wiped(&self) -> bool {
+        // SAFETY: mapped, and what a forked process finds in it is for it to read.
+        unsafe { mm::madvise(self.0.cast(), WORD, Advice::LinuxWipeOnFork) }.is_ok()
+    }
+
+    /// Whether the calling process is one that was forked since.
+    pub(crate) fn is_other(&self) -> bool {
+        // Volatile: that it changes by a fork the compiler does not know.
+        //
+        // SAFETY: mapped until it is dropped. No thread writes it: the kernel clears it in
+        // a process that has one thread yet, whose next step is after that.
+        unsafe { self.0.read_volatile() == 0 }
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nobody's any more.
+        let _ = unsafe { mm::munmap(self.0.cast(), WORD) };
+    }
+}
+
+/// Closes a descriptor, of which the owner is left as it is, for ever.
+///
+/// # Safety
+///
+/// The owner is not dropped, and nobody uses it, in this process.
+pub(crate) unsafe fn close(owned: &OwnedFd) {
+    // SAFETY: it is open, and by the contract as good as the caller's.
+    unsafe { rustix::io::close(owned.as_raw_fd()) };
+}
+
 /// Blocks all signals of the calling thread until it is dropped: a thread that
 /// is spawned meanwhile starts that way, and stays so.
 pub(crate) struct SignalsBlocked(libc::sigset_t);
@@ -292,6 +410,76 @@ impl Drop for SignalsBlocked {
         // SAFETY: a set that was this thread's mask.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
     }
+}
+
+/// Lets a signal into the calling thread until it is dropped; that is to be there, by a
+/// thread that has [blocked](SignalsBlocked) all of them.
+pub(crate) struct SignalLetIn(SignalSet);
+
+impl SignalLetIn {
+    pub(crate) fn new(signo: c_int) -> Self {
+        let mut set = SignalSet::empty();
+        // It was checked to be one.
+        let _ = set.insert(signo);
+        let this = Self(set);
+        this.set(libc::SIG_UNBLOCK);
+        this
+    }
+
+    fn set(&self, how: c_int) {
+        // SAFETY: a set, and none to write. It fails for a bad first argument only.
+        unsafe { libc::pthread_sigmask(how, self.0.as_raw(), ptr::null_mut()) };
+    }
+}
+
+impl Drop for SignalLetIn {
+    fn drop(&mut self) {
+        self.set(libc::SIG_BLOCK);
+    }
+}
+
+/// Has a real-time signal do nothing but end system calls, in all of the process, and for
+/// ever.
+///
+/// # Errors
+///
+/// EINVAL: it is none. EBUSY: somebody else handles it, or ignores it.
+pub(crate) fn handle_by_nothing(signo: c_int) -> Result<(), Errno> {
+    extern "C" fn nothing(_: c_int) {}
+    let nothing = nothing as extern "C" fn(c_int) as usize;
+    if !(libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signo) {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: zero is a value of each of its fields.
+    let mut before: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: nothing to set, and a structure to write.
+    let asked = unsafe { libc::sigaction(signo, ptr::null(), &raw mut before) };
+    checked(asked.into())?;
+    if before.sa_sigaction == nothing {
+        return Ok(());
+    }
+    if before.sa_sigaction != libc::SIG_DFL {
+        return Err(errno(rustix::io::Errno::BUSY));
+    }
+    // SAFETY: zero is a value of each of its fields: no flags, and an empty mask.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // Not SA_RESTART: that is the point.
+    action.sa_flags = libc::SA_ONSTACK;
+    action.sa_sigaction = nothing;
+    // SAFETY: a handler that may be called at any time, and a null pointer.
+    let set = unsafe { libc::sigaction(signo, &raw const action, ptr::null_mut()) };
+    checked(set.into()).map(drop)
+}
+
+/// Sends a signal to a thread of this process.
+///
+/// # Errors
+///
+/// EAGAIN: there are as many pending as there may be. ESRCH: there is no such thread.
+pub(crate) fn tgkill(thread: Pid, signo: c_int) -> Result<(), Errno> {
+    let (process, thread) = (std::process::id(), thread.as_raw_nonzero().get());
+    // SAFETY: no memory is passed.
+    checked(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signo) }).map(drop)
 }
 
 /// What a signal carries: `siginfo_t`, as a completion fills it.
@@ -396,7 +584,7 @@ pub(crate) fn add_one(eventfd: BorrowedFd<'_>, merging: bool) -> Result<(), Errn
     if ready & event::OUT == 0 {
         return Err(Errno::EAGAIN);
     }
-    let written = rustix::io::retry_on_intr(|| rustix::io::write(eventfd, &1_u64.to_ne_bytes()));
+    let written = retry_on_intr(|| rustix::io::write(eventfd, &1_u64.to_ne_bytes()));
     written.map(drop).map_err(errno)
 }
 
