@@ -321,6 +321,49 @@ fn what_makes_no_sense_is_refused_and_stays() {
     assert_eq!(context.submit(&mut []), Ok(0));
 }
 
+/// At its own place among those that are carried out together, and none behind it is.
+#[test]
+fn one_that_is_refused_ends_its_submission() {
+    let file = file_with(&[0; 8]);
+    for refused in 0..70 {
+        let context = Context::builder(80).workers(1..=1).build().unwrap();
+        let mut ops: Vec<_> = (0..70)
+            .map(|n| match n {
+                n if n == refused => Op::pwrite(&file, vec![1], u64::MAX).data(n),
+                n if n < refused && n % 5 == 4 => Op::nop().data(n).offload(),
+                n if n < refused => Op::pread(&file, vec![9; 2], 3).data(n),
+                n => Op::pwrite(&file, vec![1], 0).data(n),
+            })
+            .collect();
+        let accepted = match context.submit(&mut ops) {
+            Err(errno) => (0, Some(errno)),
+            Ok(n) => (n, None),
+        };
+        let expected = (refused == 0).then_some(Errno::EINVAL);
+        assert_eq!(accepted, (refused as usize, expected));
+        for (n, op) in ops.iter().enumerate() {
+            assert_eq!(
+                op.handle().is_some(),
+                n < refused as usize,
+                "{n} of {refused}"
+            );
+        }
+        let n = refused as usize;
+        let mut events = Vec::new();
+        assert_eq!(context.getevents(n, 80, None, &mut events), Ok(n));
+        events.sort_by_key(|done| done.data);
+        for (n, done) in events.iter().enumerate() {
+            let worked = n % 5 == 4;
+            assert_eq!(
+                (done.data, done.result),
+                (n as u64, Ok(if worked { 0 } else { 2 }))
+            );
+            assert_eq!(done.op.buf(), if worked { &[][..] } else { &[0; 2] });
+        }
+    }
+    assert_eq!(contents(&file), [0; 8]);
+}
+
 #[test]
 fn a_file_stays_open_as_long_as_a_request_needs_it() {
     let context = Context::builder(32).workers(1..=1).build().unwrap();
