@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every bench once, unmeasured: that they run. With --measure: the gate, on an
-# otherwise idle machine (benches/benches/ratios.rs).
+# Every bench once, unmeasured: that they run, and that each reader reads what it should.
+# With --measure: the gates, on an otherwise idle machine (benches/benches/ratios.rs);
+# each ratio, its gate and whether it passes. docs/bench.md says what they mean.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

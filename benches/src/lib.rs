@@ -1,5 +1,10 @@
-//! Queues of events behind one trait, and the work that the benches give them.
+//! Queues of events behind one trait, and readers of files behind another one; the work
+//! that the benches give them; and how they are compared.
 #![cfg(not(any(loom, shuttle)))]
+
+pub mod gate;
+pub mod reads;
+pub mod slow;
 
 use std::{
     hint::black_box,
