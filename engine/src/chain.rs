@@ -89,11 +89,9 @@ impl Pool {
 
     /// Has a request that was left go on, as its turn has come: it is queued, or ended.
     pub(crate) fn follow(self: &Arc<Self>, next: Handle, succeeded: bool) {
-        // In a forked process it is the other one's.
-        if self.is_copy() || succeeded && self.queue_left(next) {
-            return;
+        if !succeeded || !self.queue_left(next) {
+            self.end_left(next, Errno::ECANCELED);
         }
-        self.end_left(next, Errno::ECANCELED);
     }
 
     /// Ends a request that was left, and whose name the caller has.
@@ -177,6 +175,32 @@ fn arm(mut early: Early<'_, ring::Boxed, Slots>) -> Option<Handle> {
                 return None;
             }
             Armed::LookAgain(again) => early = again,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uaio_core::{context::Cancelled, slots::Iocb};
+
+    use super::*;
+    use crate::{Context, Op};
+
+    /// One that is begun in its turn, of which some was done when it was cancelled.
+    #[test]
+    fn what_was_done_before_a_cancel_is_told() {
+        for (done, result) in [(5, Ok(5)), (0, Err(Errno::ECANCELED))] {
+            let context = Context::new(1).unwrap();
+            let core = &context.pool().core;
+            let reservation = core.reserve_one().unwrap();
+            let mut body = Op::nop().take(reservation.handle()).unwrap();
+            body.progress().done = done;
+            let early = reservation.fill(Iocb::default(), body).early();
+            assert_eq!(core.cancel(early.handle()), Ok(Cancelled::Asked));
+            assert_eq!(arm(early), None);
+            let mut events = Vec::new();
+            assert_eq!(context.getevents(1, 1, None, &mut events), Ok(1));
+            assert_eq!(events[0].result, result);
         }
     }
 }

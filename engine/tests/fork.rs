@@ -19,9 +19,13 @@ use std::{
     time::Duration,
 };
 
-use common::{OnPanic, Rng, collect};
-use rustix::event::{PollFd, PollFlags, poll};
-use uaio::{AsyncFd, Callback, Context, Drained, Errno, File, Op, Operation, event};
+use common::{OnPanic, Rng, collect, soon, worker_opens};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{CWD, Mode, mkfifoat},
+};
+use uaio::{AsyncFd, Callback, Context, Drained, Errno, File, Op, Operation, Source, event, flag};
+use uaio_core::wait::WaitQueue;
 
 /// Forks, and has the other process do this, and end: well, unless it panics or takes too
 /// long.
@@ -242,4 +246,71 @@ fn what_was_over_before_is_dropped_once() {
     let mut popped = Vec::new();
     assert_eq!(asyncfd.unwrap().pop(1, &mut popped), Ok(1));
     assert_eq!(popped[0].data, 1);
+}
+
+/// Ready when it is woken.
+struct Bell(WaitQueue);
+
+// SAFETY: the one head is a part of it.
+unsafe impl Source for Bell {
+    fn heads(&self, each: &mut dyn FnMut(&WaitQueue)) {
+        each(&self.0);
+    }
+    fn mask(&self) -> u16 {
+        0
+    }
+}
+
+/// It has a copy of what others wait for, and may wake that. What follows is the other
+/// process's, which carries it out when it is woken there.
+#[test]
+fn what_follows_is_not_carried_out_in_a_forked_process() {
+    let _alone = ALONE.lock();
+    let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let context = Context::builder(8)
+        .workers(1..=2)
+        .patience(Duration::from_millis(1))
+        .build()
+        .unwrap();
+    // The one worker is busy, so who leaves work has to start another one.
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+    let open = Op::openat(None, &fifo, flag::O_RDONLY, 0);
+    assert_eq!(context.submit(&mut [open.data(1)]), Ok(1));
+    assert!(soon(worker_opens), "nobody opens it");
+    let content = tempfile::tempfile().unwrap();
+    let file = File::new(content.try_clone().unwrap()).unwrap();
+    let bells = [(); 2].map(|()| Arc::new(Bell(WaitQueue::new())));
+    for (data, bell) in bells.iter().enumerate() {
+        let bell = Op::poll_source(bell.clone(), event::IN).linked();
+        let write = Op::pwrite(&file, vec![1; 8], 8 * data as u64);
+        assert_eq!(context.submit(&mut [bell, write]), Ok(2));
+    }
+    assert!(soon(|| threads() <= before + 2), "with the one that drives");
+    let len = || content.metadata().unwrap().len();
+    in_fork(|| {
+        bells[0].0.wake(event::IN);
+        bells[1].0.close();
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(len(), 0);
+        assert_eq!(threads(), 1);
+        context.destroy();
+    });
+    assert_eq!(len(), 0);
+    bells[0].0.wake(event::IN);
+    bells[1].0.close();
+    // What is closed hangs up, which is an event.
+    let gone = usize::from(event::ERR | event::HUP);
+    let mut results: Vec<_> = collect(&context, 4)
+        .into_iter()
+        .map(|done| done.result.unwrap())
+        .collect();
+    results.sort_unstable();
+    assert_eq!(results, [event::IN.into(), 8, 8, gone]);
+    assert_eq!(len(), 16);
+    let both = fs::OpenOptions::new().read(true).write(true).open(&fifo);
+    assert_eq!(collect(&context, 1)[0].data, 1);
+    drop(both);
 }

@@ -9,26 +9,23 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        mpsc,
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use common::{Jail, NOBODY, OnPanic, Rng, again, collect, jail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use uaio::{Context, Errno, File, Op};
+use common::{Jail, NOBODY, OnPanic, Rng, again, collect, jail, soon, worker_opens};
+use rustix::{
+    fs::{CWD, Mode, mkfifoat},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+use uaio::{Context, Errno, File, Op, Source, event, flag};
+use uaio_core::wait::WaitQueue;
 
 /// How many requests, by how many submitters.
 const ALL: usize = 100_000;
 const SUBMITTERS: usize = 4;
-
-/// Whether that is there soon.
-fn soon(what: impl Fn() -> bool) -> bool {
-    (0..1_000).any(|_| {
-        thread::sleep(Duration::from_millis(10));
-        what()
-    })
-}
 
 fn refused(errno: i32) -> io::Result<JoinHandle<()>> {
     Err(io::Error::from_raw_os_error(errno))
@@ -315,4 +312,81 @@ fn workers_that_are_not_needed_leave() {
     }
     drop(context);
     assert_eq!(there(), 0, "{starts:?}");
+}
+
+/// Ready when it is woken.
+struct Bell(WaitQueue);
+
+// SAFETY: the one head is a part of it.
+unsafe impl Source for Bell {
+    fn heads(&self, each: &mut dyn FnMut(&WaitQueue)) {
+        each(&self.0);
+    }
+    fn mask(&self) -> u16 {
+        0
+    }
+}
+
+/// Started by who submits, or by who wakes what another request follows. Who ends the
+/// context then waits for that start, and for the thread.
+#[test]
+fn the_end_waits_for_a_worker_that_is_being_started() {
+    for by_who_wakes in [false, true] {
+        let starts = Arc::new(Starts::default());
+        let counted = Arc::clone(&starts);
+        let (starting, is_starting) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        let (starting, may_go_on) = (Mutex::new(starting), Mutex::new(may_go_on));
+        let context = Context::builder(8)
+            .workers(1..=2)
+            .patience(Duration::from_millis(1))
+            .spawner(move |builder, body| {
+                if thread::current().name() == Some("starts") {
+                    starting.lock().unwrap().send(()).unwrap();
+                    may_go_on.lock().unwrap().recv().unwrap();
+                }
+                counted.spawn(builder, body)
+            })
+            .build()
+            .unwrap();
+        // Somebody keeps the first one from looking.
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+        let open = Op::openat(None, &fifo, flag::O_RDONLY, 0);
+        assert_eq!(context.submit(&mut [open]), Ok(1));
+        assert!(soon(worker_opens), "nobody opens it");
+        // The other one, if there was one, leaves.
+        let there = || starts.good.load(Relaxed) - starts.ended.load(Relaxed);
+        assert!(soon(|| there() == 1), "{starts:?}");
+        let bell = Arc::new(Bell(WaitQueue::new()));
+        if by_who_wakes {
+            let poll = Op::poll_source(bell.clone(), event::IN).linked();
+            assert_eq!(context.submit(&mut [poll, Op::nop().offload()]), Ok(2));
+        }
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let start = || match by_who_wakes {
+                true => bell.0.wake(event::IN),
+                false => assert_eq!(context.submit(&mut [Op::nop().offload()]), Ok(1)),
+            };
+            let named = thread::Builder::new().name("starts".into());
+            named.spawn_scoped(scope, start).unwrap();
+            is_starting.recv().unwrap();
+            // All that the first one waits for.
+            fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&fifo)
+                .unwrap();
+            scope.spawn(|| {
+                context.destroy();
+                over.store(true, Relaxed);
+            });
+            thread::sleep(Duration::from_millis(50));
+            assert!(!over.load(Relaxed), "while one is being started");
+            go_on.send(()).unwrap();
+        });
+        assert_eq!(there(), 0, "not joined");
+    }
 }

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use uaio::{Completion, Context, Op};
@@ -76,6 +76,26 @@ pub(crate) fn collect(context: &Context, n: usize) -> Vec<Completion> {
     let mut events = Vec::new();
     assert_eq!(context.getevents(n, n, None, &mut events), Ok(n));
     events
+}
+
+/// Whether that is there soon.
+pub(crate) fn soon(what: impl Fn() -> bool) -> bool {
+    (0..1_000).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        what()
+    })
+}
+
+/// Whether a worker is just opening something, which takes long.
+pub(crate) fn worker_opens() -> bool {
+    let call = format!("{} ", libc::SYS_openat);
+    fs::read_dir("/proc/self/task")
+        .unwrap()
+        .flatten()
+        .any(|task| {
+            let of = |what| fs::read_to_string(task.path().join(what)).unwrap_or_default();
+            of("comm") == "uaio-worker\n" && of("syscall").starts_with(&call)
+        })
 }
 
 /// Calls it if the thread panics, lest others wait for it.
