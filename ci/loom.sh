@@ -2,8 +2,8 @@
 # Every model, exhaustively, by loom. Other arguments go to the test runner:
 # `ci/loom.sh request::` runs the models of one protocol.
 #
-# By itself, on loom as it is published: each model in every order of its roles,
-# without a bound and with at most three preemptions; and the doctests as models.
+# By itself, on loom as it is published: each model without a bound, and with at
+# most three preemptions in both orders of its roles; and the doctests as models.
 #
 # With --sound, on loom with models/loom-VERSION.patch, which skips no execution:
 # one order, and a bound only where the model has one. The checker's own test then

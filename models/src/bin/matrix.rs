@@ -312,8 +312,8 @@ const LEGEND: &str = "
 - *claim*: the model, a test function of the module that heads the table.
 - *theorems*: what it is a part of; the README's *What holds*.
 - *threads*: the roles, each a thread; the main one only waits.
-- *loom*: executions on loom as published, over all orders of the roles, for each
-  bound on preemptions. *loom-sound*: the same on the patched loom, which skips
+- *loom*: executions on loom as published, for each bound on preemptions, and over how
+  many orders of the roles. *loom-sound*: the same on the patched loom, which skips
   none and needs one order. *shuttle*: random, PCT and depth-first schedules.
   *plain*: rounds with plain threads.
 - *bound because*: why there is a bound where there is one, on loom as published.

@@ -2,11 +2,11 @@
 //!
 //! # What each checker does with it
 //!
-//! *loom*: every order in which the roles can be spawned, each unbounded and
-//! with at most three preemptions. The orders matter: loom 0.7 does not take
-//! back a thread's load when the same thread then writes there, so what it
-//! explores depends on who comes first; and bounded and unbounded runs explore
-//! different sets. Roles of one name are alike, and their order is not varied.
+//! *loom*: unbounded, and with at most three preemptions with the roles spawned in
+//! the order in which they are written and in the reverse one. The order matters:
+//! loom 0.7 does not take back a thread's load when the same thread then writes
+//! there, so what it explores depends on who comes first; and bounded and unbounded
+//! runs explore different sets.
 //! A run that hits a cap fails, and so does a model that had only one execution
 //! per order. With `UAIO_SOUND=1` loom is taken to be the patched one, which
 //! needs neither: one order, and hardly any bound.
@@ -279,7 +279,7 @@ impl Model {
             return say(&format!("{name}: replayed, and it did not fail"));
         };
         let most = explored.most;
-        assert!(most > 1, "{name}: only one interleaving in every order");
+        assert!(most > 1, "{name}: only one interleaving");
         let outcomes = std::mem::take(&mut *lock(&OUTCOMES));
         let report = Report {
             model: self,
@@ -361,26 +361,16 @@ fn run_once(parties: Parties, order: &[usize]) {
     (parties.check)();
 }
 
-/// All orders of the roles, in which those of one name keep theirs.
+/// The order in which the roles are written, and the reverse one: so of any two each comes
+/// first. Roles of one name are alike.
 #[cfg(any(loom, test))]
 fn orders(names: &[&str]) -> Vec<Vec<usize>> {
-    fn extend(names: &[&str], order: &mut Vec<usize>, all: &mut Vec<Vec<usize>>) {
-        if order.len() == names.len() {
-            return all.push(order.clone());
-        }
-        for next in 0..names.len() {
-            let alike = |i: &usize| names[*i] == names[next];
-            let first_left = (0..names.len()).find(|i| !order.contains(i) && alike(i));
-            if first_left == Some(next) {
-                order.push(next);
-                extend(names, order, all);
-                order.pop();
-            }
-        }
+    let written = 0..names.len();
+    let reversed = written.clone().rev().collect();
+    match names.iter().eq(names.iter().rev()) {
+        true => vec![written.collect()],
+        false => vec![written.collect(), reversed],
     }
-    let mut all = Vec::new();
-    extend(names, &mut Vec::new(), &mut all);
-    all
 }
 
 /// Whether this is loom with our patch, which skips nothing.
@@ -407,9 +397,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn roles_of_one_name_keep_their_order() {
+    fn each_of_two_roles_comes_first_once() {
         assert_eq!(orders(&["a", "b"]), [[0, 1], [1, 0]]);
-        assert_eq!(orders(&["a", "a", "b"]), [[0, 1, 2], [0, 2, 1], [2, 0, 1]]);
-        assert_eq!(orders(&["a", "b", "c", "d"]).len(), 24);
+        assert_eq!(orders(&["a", "a", "b"]), [[0, 1, 2], [2, 1, 0]]);
+        assert_eq!(orders(&["a", "b", "a"]), [[0, 1, 2]]);
     }
 }
