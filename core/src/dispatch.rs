@@ -11,13 +11,16 @@
 //! being started, and whether one was *called* and has not looked at the queue since.
 //! Whoever leaves work calls; while somebody is called nobody else is, so a burst wakes
 //! one. Whoever is called, or was about to wait, takes the call back, looks, and, if there
-//! is more than it takes, calls the next:
+//! is more than it takes, calls the next. If there is not, and nobody is idle any more, it
+//! has one more started, ahead of need: so who leaves work next finds one to wake, and does
+//! not start it itself.
 //!
 //! | what comes | nobody is called | somebody is |
 //! |---|---|---|
-//! | push, then call | idle > 0: called, and one is woken. Else there may be more: called, and one is started. Else nothing: who works looks before it waits | nothing: who was called looks after that |
-//! | who was called looks, or one that has waited | takes | not called any more; takes |
+//! | push, then call | idle > 0: called, and one is woken. Else one is being started: called. Else there may be more: called, and one is started. Else nothing: who works looks before it waits | nothing: who was called looks after that |
+//! | who was called looks, one that has waited, or one that was started | takes | not called any more; takes |
 //! | another one looks | takes | takes |
+//! | who took | if there is more, calls as above; else if nobody is idle or being started, and there may be more: one is started | nothing |
 //! | a worker waits | idle + 1; looks once more; sleeps | looks |
 //! | a worker leaves | workers – 1, unless it is one of the least; looks once more | looks: it stays |
 //! | a start fails, or a worker is lost | if there is work, one that is idle is called | the same, and that one is not called any more |
@@ -40,8 +43,9 @@
 //! Pushing and calling are lock-free, do not allocate, and run from any context; they call
 //! wakers: of one worker, unless two calls meet. A pusher that is stopped between taking its
 //! place and filling it hides what was pushed behind it until it goes on, and calls then; and
-//! who is stopped between saying that somebody is called and waking it delays what others
-//! leave meanwhile, unless a worker looks. Waiting and leaving are for ordinary callers.
+//! who is stopped between saying that somebody is called, or being started, and waking or
+//! starting it delays what others leave meanwhile, unless a worker looks. Waiting and
+//! leaving are for ordinary callers.
 
 use core::{
     fmt,
@@ -79,9 +83,12 @@ fn idle(word: u64) -> u64 {
     (word / IDLE) & COUNT
 }
 
-/// Those that are being started included.
+fn starting(word: u64) -> u64 {
+    (word / STARTING) & COUNT
+}
+
 fn expected(word: u64) -> u64 {
-    workers(word) + ((word / STARTING) & COUNT)
+    workers(word) + starting(word)
 }
 
 /// What is handed over: two numbers, say an index and a generation.
@@ -147,9 +154,18 @@ impl<M: RingMemory> Dispatch<M> {
     /// One more worker, to be started by the caller; `None` when the least are there, or
     /// it is over.
     pub fn start(&self) -> Option<Starting<'_, M>> {
+        self.start_if(|word| expected(word) < self.least)
+    }
+
+    /// One more worker, for what is pushed next, unless somebody will come to that.
+    fn start_ahead(&self) -> Option<Starting<'_, M>> {
+        self.start_if(|word| idle(word) + starting(word) == 0 && workers(word) < self.most)
+    }
+
+    fn start_if(&self, needed: impl Fn(u64) -> bool) -> Option<Starting<'_, M>> {
         // Ordering: Relaxed. Only counted.
         let mut word = self.word.load(Ordering::Relaxed);
-        while expected(word) < self.least && word & CLOSED == 0 {
+        while word & CLOSED == 0 && needed(word) {
             let next = word + STARTING;
             // Ordering: Relaxed. Only counted.
             match (self.word).compare_exchange_weak(
@@ -225,13 +241,15 @@ impl<M: RingMemory> Dispatch<M> {
                 return Called::Done;
             }
             let wakes = idle(word) > 0;
-            let next = match wakes {
-                true => word | CALLED,
-                false if may_start && expected(word) < self.most => (word | CALLED) + STARTING,
+            let starts = !wakes && starting(word) == 0;
+            let next = match starts {
+                // Who is being started looks.
+                false => word | CALLED,
+                true if may_start && workers(word) < self.most => (word | CALLED) + STARTING,
                 // There is none at all, and none can be had.
-                false if expected(word) == 0 => return Called::Take,
+                true if workers(word) == 0 => return Called::Take,
                 // All of them work, and look before they wait.
-                false => return Called::Done,
+                true => return Called::Done,
             };
             // Ordering: Relaxed. What is handed over is in the queue.
             match (self.word).compare_exchange_weak(
@@ -240,11 +258,13 @@ impl<M: RingMemory> Dispatch<M> {
                 Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
-                Ok(_) if wakes => {
-                    self.sleepers.wake_one(0);
+                Ok(_) if starts => return Called::Start(Starting(self)),
+                Ok(_) => {
+                    if wakes {
+                        self.sleepers.wake_one(0);
+                    }
                     return Called::Done;
                 }
-                Ok(_) => return Called::Start(Starting(self)),
                 Err(now) => word = now,
             }
         }
@@ -380,7 +400,8 @@ impl<M: RingMemory> Drop for Worker<'_, M> {
 }
 
 impl<'d, M: RingMemory> Worker<'d, M> {
-    /// Takes what is next, and calls another worker if there is more.
+    /// Takes what is next, and sees to it that another worker comes to what there is more,
+    /// or to what is pushed next.
     pub fn look(&mut self) -> Next<'d, M> {
         let dispatch = self.dispatch;
         // Ordering: Relaxed. If it is called after that, it is woken, or looks again.
@@ -395,7 +416,7 @@ impl<'d, M: RingMemory> Worker<'d, M> {
             Some(task) => {
                 let more = match dispatch.call_one(true) {
                     Called::Start(starting) => Some(starting),
-                    Called::Done | Called::Take => None,
+                    Called::Done | Called::Take => dispatch.start_ahead(),
                 };
                 Next::Task(task, more)
             }

@@ -63,7 +63,9 @@ pub struct Builder {
 
 impl Builder {
     /// How many worker threads there are: from the fewest, which are started
-    /// with the context, to the most, as there is work.
+    /// with the context, to the most, as there is work. As long as there may be more, a
+    /// worker that begins something and leaves nobody idle starts another one first: so
+    /// that who submits does not have to.
     ///
     /// By default 1 to four for each processor that the process may use, but no fewer
     /// than 8 and no more than 256: they wait for devices, most of the time.

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Jail, NOBODY, OnPanic, Rng, again, collect, jail, soon, worker_opens};
+use common::{Jail, NOBODY, OnPanic, Rng, again, collect, jail, soon, threads_in};
 use rustix::{
     fs::{CWD, Mode, mkfifoat},
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -314,6 +314,40 @@ fn workers_that_are_not_needed_leave() {
     assert_eq!(there(), 0, "{starts:?}");
 }
 
+/// Of each that begins something and leaves nobody idle: so who submits starts none.
+#[test]
+fn workers_are_started_by_workers() {
+    const MOST: usize = 5;
+    let by = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&by);
+    let context = Context::builder(8)
+        .workers(1..=MOST)
+        .spawner(move |builder, body| {
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            noted.lock().unwrap().push(name);
+            builder.name("ahead".into()).spawn(body)
+        })
+        .build()
+        .unwrap();
+    let there = || by.lock().unwrap().len();
+    let idle = || threads_in("ahead", libc::SYS_futex);
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+    for busy in 0..MOST {
+        assert!(soon(|| there() == busy + 1), "{busy} busy, {by:?}");
+        assert!(soon(|| idle() == 1), "{busy} busy, {} idle", idle());
+        let open = Op::openat(None, &fifo, flag::O_RDONLY, 0);
+        assert_eq!(context.submit(&mut [open]), Ok(1));
+    }
+    assert!(soon(|| threads_in("ahead", libc::SYS_openat) == MOST));
+    let both = fs::OpenOptions::new().read(true).write(true).open(&fifo);
+    assert_eq!(collect(&context, MOST).len(), MOST);
+    drop((context, both));
+    let by = by.lock().unwrap();
+    assert!(by[1..].iter().all(|name| name == "ahead"), "{by:?}");
+}
+
 /// Ready when it is woken.
 struct Bell(WaitQueue);
 
@@ -345,7 +379,7 @@ fn the_end_waits_for_a_worker_that_is_being_started() {
                     starting.lock().unwrap().send(()).unwrap();
                     may_go_on.lock().unwrap().recv().unwrap();
                 }
-                counted.spawn(builder, body)
+                counted.spawn(builder.name("end-worker".into()), body)
             })
             .build()
             .unwrap();
@@ -355,7 +389,8 @@ fn the_end_waits_for_a_worker_that_is_being_started() {
         mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
         let open = Op::openat(None, &fifo, flag::O_RDONLY, 0);
         assert_eq!(context.submit(&mut [open]), Ok(1));
-        assert!(soon(worker_opens), "nobody opens it");
+        let opens = || threads_in("end-worker", libc::SYS_openat) > 0;
+        assert!(soon(opens), "nobody opens it");
         // The other one, if there was one, leaves.
         let there = || starts.good.load(Relaxed) - starts.ended.load(Relaxed);
         assert!(soon(|| there() == 1), "{starts:?}");

@@ -126,7 +126,9 @@ impl World {
         loop {
             match worker.look() {
                 Next::Task(task, more) => {
-                    assert!(more.is_none(), "there is no more");
+                    if let Some(more) = more {
+                        self.fail(more);
+                    }
                     self.do_last(task);
                 }
                 Next::Idle => {
@@ -246,6 +248,60 @@ fn a_start_that_fails_strands_nothing() {
                 drop(again);
                 w.dispatch().take().expect("nobody else is there");
             })
+    });
+}
+
+/// A worker that has done something, and is to start another one ahead of need.
+fn with_one_to_start() -> (World, Worker<'static, Memory4>, Starting<'static, Memory4>) {
+    let world = World::new(1, 2);
+    let mut worker = world.worker();
+    world.dispatch().push(&[task(0)]).expect("there is room");
+    let Next::Task(task, Some(starting)) = worker.look() else {
+        panic!("nobody is idle, and there may be two");
+    };
+    world.do_it(task);
+    (world, worker, starting)
+}
+
+/// Who is being started looks: who pushes meanwhile starts nobody, and relies on that.
+#[test]
+fn who_is_started_ahead_comes_to_what_is_pushed() {
+    Model::of(
+        &[NoLostWakeup, NoLoss, ExactlyOnce],
+        &["had begun", "was not there", "waited"],
+    )
+    .check(|| {
+        let (world, busy, starting) = with_one_to_start();
+        mem::forget(busy);
+        Scenario::of(world)
+            .role("pusher", |w| {
+                w.dispatch().push(&[task(1)]).expect("there is room");
+                let begun = w.dispatch().workers().0 > 1;
+                assert!(matches!(w.dispatch().call(), Called::Done), "one comes");
+                reached(if begun { "had begun" } else { "was not there" });
+            })
+            .role("started", move |w| w.work(starting.begin(), 2))
+            .finally(|w| w.settle(&[0, 1]))
+    });
+}
+
+/// The start fails, and there is another worker: that comes to it.
+#[test]
+fn a_start_ahead_that_fails_strands_nothing() {
+    Model::of(
+        &[NoLostWakeup, NoLoss, Progress],
+        &["pushed", "waited", "failed to start"],
+    )
+    .bounded_always(3, MANY)
+    .check(|| {
+        let (world, worker, starting) = with_one_to_start();
+        Scenario::of(world)
+            .role("pusher", |w| w.push(&[1]))
+            .role("worker", move |w| {
+                w.fail(starting);
+                w.work(worker, 2);
+            })
+            .finally(|w| w.settle(&[0, 1]))
     });
 }
 
@@ -439,7 +495,7 @@ fn what_is_pushed_at_the_end_is_taken_once() {
         &[NoLoss, ExactlyOnce, Progress],
         &["pushed", "too late", "taken at the end", "waited", "over"],
     )
-    .bounded_always(1, MANY)
+    .bounded_always(2, MANY)
     .check(|| {
         let world = World::new(1, 1);
         let worker = world.worker();

@@ -86,16 +86,15 @@ pub(crate) fn soon(what: impl Fn() -> bool) -> bool {
     })
 }
 
-/// Whether a worker is just opening something, which takes long.
-pub(crate) fn worker_opens() -> bool {
-    let call = format!("{} ", libc::SYS_openat);
-    fs::read_dir("/proc/self/task")
-        .unwrap()
-        .flatten()
-        .any(|task| {
-            let of = |what| fs::read_to_string(task.path().join(what)).unwrap_or_default();
-            of("comm") == "uaio-worker\n" && of("syscall").starts_with(&call)
-        })
+/// How many threads of that name are in that system call.
+pub(crate) fn threads_in(name: &str, call: libc::c_long) -> usize {
+    let (name, call) = (format!("{name}\n"), format!("{call} "));
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let is = tasks.filter(|task| {
+        let of = |what| fs::read_to_string(task.path().join(what)).unwrap_or_default();
+        of("comm") == name && of("syscall").starts_with(&call)
+    });
+    is.count()
 }
 
 /// Calls it if the thread panics, lest others wait for it.
