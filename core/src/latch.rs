@@ -82,6 +82,7 @@ impl Latch {
         }
     }
 
+    #[inline]
     fn get(&self) -> Account {
         // Ordering: Relaxed. Only counted.
         Account::of(self.0.load(Ordering::Relaxed))
@@ -96,14 +97,13 @@ impl Latch {
     #[inline]
     pub fn is_worthwhile(&self) -> bool {
         let account = self.get();
-        if account.left_out == 0 {
-            return true;
+        if account.left_out > 0 {
+            self.set(Account {
+                left_out: account.left_out - 1,
+                ..account
+            });
         }
-        self.set(Account {
-            left_out: account.left_out - 1,
-            ..account
-        });
-        false
+        account.left_out == 0
     }
 
     /// An attempt succeeded.

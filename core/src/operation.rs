@@ -216,7 +216,27 @@ impl Part for Await {
 /// # Safety
 ///
 /// The same.
+#[inline(always)]
 pub(crate) unsafe fn deliver<R, S>(context: &Context<R, S>, handle: Handle, event: Event) -> bool
+where
+    R: RingMemory,
+    S: SlotMemory,
+    S::Delivery: Awaits,
+{
+    let part = context.slot(handle.index() as u32).delivery.awaited();
+    // Ordering: Relaxed. What the submitter has written; an operation only adds to it.
+    let hold = part.hold.load(Ordering::Relaxed);
+    if hold != 0 {
+        // SAFETY: by the contract.
+        unsafe { deliver_to(context, handle, event, hold) };
+    }
+    hold != 0
+}
+
+/// # Safety
+///
+/// As for [`deliver`], and `hold` says that it is awaited.
+unsafe fn deliver_to<R, S>(context: &Context<R, S>, handle: Handle, event: Event, hold: u32)
 where
     R: RingMemory,
     S: SlotMemory,
@@ -224,11 +244,6 @@ where
 {
     let index = handle.index() as u32;
     let part = context.slot(index).delivery.awaited();
-    // Ordering: Relaxed. What the submitter has written; an operation only adds to it.
-    let hold = part.hold.load(Ordering::Relaxed);
-    if hold == 0 {
-        return false;
-    }
     // Until the last touch, also when a waker or a destructor panics.
     let _user = context.delivering();
     if hold == CALLED {
@@ -245,7 +260,7 @@ where
         if let Some((payload, _)) = carried {
             contain(|| call(payload, event));
         }
-        return true;
+        return;
     }
     // SAFETY: claimed by the caller.
     let own = unsafe { part.complete(Some(event)) };
@@ -254,7 +269,6 @@ where
         context.give_back(index);
         contain(|| drop(carried));
     }
-    true
 }
 
 impl<R, S> Context<R, S>

@@ -160,6 +160,7 @@ impl<D: Lead + Send + Sync> Part for To<D> {
 /// # Safety
 ///
 /// The same.
+#[inline(always)]
 pub(crate) unsafe fn deliver<R, S>(context: &Context<R, S>, handle: Handle, event: Event) -> bool
 where
     R: RingMemory,
@@ -168,9 +169,29 @@ where
 {
     let part = context.slot(handle.index() as u32).delivery.to();
     // SAFETY: claimed by the caller.
-    let Some(target) = (unsafe { part.take() }) else {
-        return false;
-    };
+    let target = unsafe { part.take() };
+    let names_one = target.is_some();
+    if let Some(target) = target {
+        // SAFETY: claimed by the caller.
+        unsafe { deliver_to(context, handle, event, target) };
+    }
+    names_one
+}
+
+/// # Safety
+///
+/// As for [`deliver`].
+unsafe fn deliver_to<R, S>(
+    context: &Context<R, S>,
+    handle: Handle,
+    event: Event,
+    target: <S::Delivery as Targets>::Lead,
+) where
+    R: RingMemory,
+    S: SlotMemory,
+    S::Delivery: Targets,
+{
+    let part = context.slot(handle.index() as u32).delivery.to();
     let result = AsyncfdResult {
         cookie: event.data,
         obj: handle.number(),
@@ -196,7 +217,6 @@ where
         }
     }
     contain(|| drop(target));
-    true
 }
 
 /// What becomes of a request.
