@@ -729,9 +729,12 @@ impl<'c> Submission<'c> {
             done += 1;
         }
         for (n, (op, result)) in ops.iter_mut().zip(results).take(done).enumerate() {
-            match self.accept_begun(op, Course::Done(result)) {
-                Ok(_) => {}
-                Err(errno) => return (n, Some(errno)),
+            let accepted = match op.body().is_some_and(Body::is_only_reaped) {
+                true => self.accept_done(op, result),
+                false => self.accept_begun(op, Course::Done(result)),
+            };
+            if let Err(errno) = accepted {
+                return (n, Some(errno));
             }
         }
         match next {
@@ -880,6 +883,21 @@ impl<'c> Submission<'c> {
         }
         body.renew();
         body.begin(&self.pool.drive.epoll).map(Some)
+    }
+
+    /// As [`accept_begun`](Self::accept_begun), for most: done, and only to be reaped.
+    #[inline(always)]
+    fn accept_done(&mut self, op: &mut Op, result: Result<usize, Errno>) -> Result<Handle, Errno> {
+        let reservation = self.take_room().ok_or(Errno::EAGAIN)?;
+        let body = op.take(reservation.handle()).ok_or(Errno::EINVAL)?;
+        let iocb = slots::Iocb {
+            data: body.data,
+            obj: 0,
+        };
+        let claim = reservation.fill(iocb, body).claim();
+        let handle = claim.handle();
+        self.batch.push(claim, as_result(result), 0);
+        Ok(handle)
     }
 
     /// Accepts a request that has begun, in the room that there is for it.

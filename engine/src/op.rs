@@ -700,6 +700,7 @@ impl From<Box<Body>> for Op {
 impl Body {
     /// What the caller gets back: of a raw request its name, lest safe code
     /// submit it again.
+    #[inline]
     pub(crate) fn give_back(mut self: Box<Self>, handle: Handle) -> Op {
         self.watch = None;
         self.unreaped = None;
@@ -718,6 +719,7 @@ impl Body {
     ///
     /// EINVAL when the request makes no sense, or whom it tells is gone. EBADFD: its
     /// target is closed.
+    #[inline]
     pub(crate) fn check(&self, drive: &Arc<Drive>) -> Result<(), Errno> {
         if let Some(to) = &self.to {
             if self.linked || self.data == 0 || to.drive.as_ptr() != Arc::as_ptr(drive) {
@@ -747,7 +749,13 @@ impl Body {
 
     /// Whether it says where its completion goes, whom it tells, or what follows it.
     pub(crate) fn is_delivered(&self) -> bool {
-        self.to.is_some() || self.notify.is_some() || self.linked
+        !self.is_only_reaped() || self.linked
+    }
+
+    /// Whether its completion goes to who reaps it, and nobody else is told.
+    #[inline]
+    pub(crate) fn is_only_reaped(&self) -> bool {
+        self.to.is_none() && self.notify.is_none()
     }
 
     /// What it comes to if it succeeds, or more.
