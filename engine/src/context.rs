@@ -889,7 +889,8 @@ impl<'c> Submission<'c> {
     #[inline(always)]
     fn accept_done(&mut self, op: &mut Op, result: Result<usize, Errno>) -> Result<Handle, Errno> {
         let reservation = self.take_room().ok_or(Errno::EAGAIN)?;
-        let body = op.take(reservation.handle()).ok_or(Errno::EINVAL)?;
+        let mut body = op.take(reservation.handle()).ok_or(Errno::EINVAL)?;
+        body.progress().handed_off = false;
         let iocb = slots::Iocb {
             data: body.data,
             obj: 0,
