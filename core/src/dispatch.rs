@@ -20,10 +20,10 @@
 //! | push, then call | idle > 0: called, and one is woken. Else one is being started: called. Else there may be more: called, and one is started. Else nothing: who works looks before it waits | nothing: who was called looks after that |
 //! | who was called looks, one that has waited, or one that was started | takes | not called any more; takes |
 //! | another one looks | takes | takes |
-//! | who took | if there is more, calls as above; else if nobody is idle or being started, and there may be more: one is started | nothing |
+//! | who took | if there is more, calls as above; else, if nobody is idle or being started, and there may be more: one is started | starts, as there |
 //! | a worker waits | idle + 1; looks once more; sleeps | looks |
 //! | a worker leaves | workers – 1, unless it is one of the least; looks once more | looks: it stays |
-//! | a start fails, or a worker is lost | if there is work, one that is idle is called | the same, and that one is not called any more |
+//! | a start fails, or a worker is lost | if there is work, one that is idle, or being started, is called | the same, and that one is not called any more |
 //! | the end | closed: whoever looks finds that, and who pushes | the same |
 //!
 //! Who leaves work pushes, fences, and reads the word; who waits, leaves, takes the call
@@ -157,7 +157,7 @@ impl<M: RingMemory> Dispatch<M> {
         self.start_if(|word| expected(word) < self.least)
     }
 
-    /// One more worker, for what is pushed next, unless somebody will come to that.
+    /// One more worker, for what is pushed next, if nobody is idle or being started.
     fn start_ahead(&self) -> Option<Starting<'_, M>> {
         self.start_if(|word| idle(word) + starting(word) == 0 && workers(word) < self.most)
     }
@@ -167,7 +167,7 @@ impl<M: RingMemory> Dispatch<M> {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & CLOSED == 0 && needed(word) {
             let next = word + STARTING;
-            // Ordering: Relaxed. Only counted.
+            // Ordering: Relaxed. Only counted: who relies on it has changed the word since.
             match (self.word).compare_exchange_weak(
                 word,
                 next,
@@ -341,7 +341,8 @@ impl<'d, M: RingMemory> Starting<'d, M> {
     pub fn begin(self) -> Worker<'d, M> {
         let dispatch = self.0;
         mem::forget(self);
-        // Ordering: Relaxed. Only counted. (One less, and one more.)
+        // Ordering: Relaxed. Only counted. (One less, and one more.) Who relied on it has
+        // changed the word before, so that this one, when it looks, finds it called.
         (dispatch.word).fetch_sub(STARTING - WORKER, Ordering::Relaxed);
         Worker {
             dispatch,

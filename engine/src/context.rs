@@ -65,7 +65,7 @@ impl Builder {
     /// How many worker threads there are: from the fewest, which are started
     /// with the context, to the most, as there is work. As long as there may be more, a
     /// worker that begins something and leaves nobody idle starts another one first: so
-    /// that who submits does not have to.
+    /// that who submits seldom has to.
     ///
     /// By default 1 to four for each processor that the process may use, but no fewer
     /// than 8 and no more than 256: they wait for devices, most of the time.
@@ -87,7 +87,8 @@ impl Builder {
     ///
     /// It is called by who submits, by who waits, by workers, and by whoever completes,
     /// cancels or wakes what another request [follows](Op::linked); with all signals
-    /// blocked, as they are to be in the thread. It must not wait for the context. The
+    /// blocked, as they are to be in the thread. It must not wait for the context; and the
+    /// thread must come to `body` soon, for what is submitted meanwhile relies on it. The
     /// handle is joined at the end. If it fails or panics, those who are there do the
     /// work; without any, the context is not made.
     ///

@@ -3,8 +3,8 @@
 //! Who is called when, and that nothing is left lying, is decided by the core's
 //! [dispatch](uaio_core::dispatch): creation starts the least of the workers or fails,
 //! they leave at the end only, and a submission wakes one, however many requests it
-//! queues. (It starts one when work comes faster than workers begin to take it; else
-//! workers do, ahead of need.)
+//! queues. (It starts one when work comes faster than workers begin to take it, or the one
+//! that was ahead has left; else workers do, ahead of need.)
 //!
 //! # Names
 //!
