@@ -14,8 +14,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# The other packages have nothing to run under a checker. That they build there, too,
+# ci/lint.sh sees.
 published() {
-    RUSTFLAGS='--cfg loom' cargo test --release -- "$@"
+    RUSTFLAGS='--cfg loom' cargo test --release --package uaio-core --package uaio-models -- "$@"
 }
 
 sound() (

@@ -11,7 +11,9 @@ case "${1-}" in
 -h | --help) echo "usage: [UAIO_REPLAY=FILE | UAIO_SEED=SEED] $0 [FILTER...]" && exit ;;
 esac
 
-run=(env RUSTFLAGS='--cfg shuttle' cargo test --release --)
+# The other packages have nothing to run under a checker.
+packages=(--package uaio-core --package uaio-models)
+run=(env RUSTFLAGS='--cfg shuttle' cargo test --release "${packages[@]}" --)
 . ci/matrix.bash
 [ $# -gt 0 ] || run=(compared shuttle "${run[@]}")
 "${run[@]}" "$@"
