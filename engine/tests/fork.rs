@@ -19,12 +19,9 @@ use std::{
     time::Duration,
 };
 
-use common::{OnPanic, Rng, collect, soon, threads_in};
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    fs::{CWD, Mode, mkfifoat},
-};
-use uaio::{AsyncFd, Callback, Context, Drained, Errno, File, Op, Operation, Source, event, flag};
+use common::{Bell, OnPanic, Rng, collect, fifo, soon, threads_in};
+use rustix::event::{PollFd, PollFlags, poll};
+use uaio::{AsyncFd, Callback, Context, Drained, Errno, File, Op, Operation, event, flag};
 use uaio_core::wait::WaitQueue;
 
 /// Forks, and has the other process do this, and end: well, unless it panics or takes too
@@ -248,19 +245,6 @@ fn what_was_over_before_is_dropped_once() {
     assert_eq!(popped[0].data, 1);
 }
 
-/// Ready when it is woken.
-struct Bell(WaitQueue);
-
-// SAFETY: the one head is a part of it.
-unsafe impl Source for Bell {
-    fn heads(&self, each: &mut dyn FnMut(&WaitQueue)) {
-        each(&self.0);
-    }
-    fn mask(&self) -> u16 {
-        0
-    }
-}
-
 /// It has a copy of what others wait for, and may wake that. What follows is the other
 /// process's, which carries it out when it is woken there.
 #[test]
@@ -275,8 +259,7 @@ fn what_follows_is_not_carried_out_in_a_forked_process() {
         .unwrap();
     // The one worker is busy, so who leaves work has to start another one.
     let dir = tempfile::tempdir().unwrap();
-    let fifo = dir.path().join("fifo");
-    mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+    let fifo = fifo(&dir);
     let open = Op::openat(None, &fifo, flag::O_RDONLY, 0);
     assert_eq!(context.submit(&mut [open.data(1)]), Ok(1));
     let opens = || threads_in("uaio-worker", libc::SYS_openat) > 0;

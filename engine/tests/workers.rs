@@ -15,12 +15,9 @@ use std::{
     time::Duration,
 };
 
-use common::{Jail, NOBODY, OnPanic, Rng, again, collect, jail, soon, threads_in};
-use rustix::{
-    fs::{CWD, Mode, mkfifoat},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-};
-use uaio::{Context, Errno, File, Op, Source, event, flag};
+use common::{Bell, Jail, NOBODY, OnPanic, Rng, again, collect, fifo, jail, soon, threads_in};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use uaio::{Context, Errno, File, Op, event, flag};
 use uaio_core::wait::WaitQueue;
 
 /// How many requests, by how many submitters.
@@ -332,8 +329,7 @@ fn workers_are_started_by_workers() {
     let there = || by.lock().unwrap().len();
     let idle = || threads_in("ahead", libc::SYS_futex);
     let dir = tempfile::tempdir().unwrap();
-    let fifo = dir.path().join("fifo");
-    mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+    let fifo = fifo(&dir);
     for busy in 0..MOST {
         assert!(soon(|| there() == busy + 1), "{busy} busy, {by:?}");
         assert!(soon(|| idle() == 1), "{busy} busy, {} idle", idle());
@@ -346,19 +342,6 @@ fn workers_are_started_by_workers() {
     drop((context, both));
     let by = by.lock().unwrap();
     assert!(by[1..].iter().all(|name| name == "ahead"), "{by:?}");
-}
-
-/// Ready when it is woken.
-struct Bell(WaitQueue);
-
-// SAFETY: the one head is a part of it.
-unsafe impl Source for Bell {
-    fn heads(&self, each: &mut dyn FnMut(&WaitQueue)) {
-        each(&self.0);
-    }
-    fn mask(&self) -> u16 {
-        0
-    }
 }
 
 /// Started by who submits, or by who wakes what another request follows. Who ends the
@@ -385,8 +368,7 @@ fn the_end_waits_for_a_worker_that_is_being_started() {
             .unwrap();
         // Somebody keeps the first one from looking.
         let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("fifo");
-        mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+        let fifo = fifo(&dir);
         let open = Op::openat(None, &fifo, flag::O_RDONLY, 0);
         assert_eq!(context.submit(&mut [open]), Ok(1));
         let opens = || threads_in("end-worker", libc::SYS_openat) > 0;

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use uaio::{Completion, Context, Op};
+use rustix::fs::{CWD, Mode, mkfifoat};
+use tempfile::TempDir;
+use uaio::{Completion, Context, Op, Source};
+use uaio_core::wait::WaitQueue;
 
 /// Names the place that a program was run again in.
 const JAIL: &str = "UAIO_TEST_JAIL";
@@ -84,6 +87,26 @@ pub(crate) fn soon(what: impl Fn() -> bool) -> bool {
         thread::sleep(Duration::from_millis(10));
         what()
     })
+}
+
+/// Ready when it is woken.
+pub(crate) struct Bell(pub(crate) WaitQueue);
+
+// SAFETY: the one head is a part of it.
+unsafe impl Source for Bell {
+    fn heads(&self, each: &mut dyn FnMut(&WaitQueue)) {
+        each(&self.0);
+    }
+    fn mask(&self) -> u16 {
+        0
+    }
+}
+
+/// A FIFO, which is not opened until both ends are.
+pub(crate) fn fifo(dir: &TempDir) -> PathBuf {
+    let path = dir.path().join("fifo");
+    mkfifoat(CWD, &path, Mode::from_raw_mode(0o600)).unwrap();
+    path
 }
 
 /// How many threads of that name are in that system call.

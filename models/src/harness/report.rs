@@ -8,7 +8,7 @@
 //! 3. the [theorems](super::Theorem) that it holds, separated by commas;
 //! 4. the checker: `loom`, `loom-sound` (with our patch), `shuttle` or `plain`;
 //! 5. its threads: how many roles there are;
-//! 6. the executions, as `unbounded 291 in 2 orders; bound 3 291 in 2 orders`,
+//! 6. the executions, as `unbounded 291 in 1 orders; bound 3 291 in 2 orders`,
 //!    `random 4000; PCT of depth 3 4000; DFS 70 (all)` or `1024 rounds`;
 //! 7. why loom's preemptions are bounded, or `-`;
 //! 8. the outcomes, each with how often it occurred, as `empty 40; reaped 251`;
